@@ -1,0 +1,1 @@
+"""From a manifest of images to a classifier: models, augmentation, training that resumes exactly, predictions."""

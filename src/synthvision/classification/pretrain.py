@@ -1,0 +1,130 @@
+"""Train the embedded tiny ViT on phantoms without the lesion class: which benign marks are where.
+
+The papers' ViTs start from ImageNet weights; this is the tiny one's counterpart. Labels are benign marks, of the whole
+picture at the class token and of each patch at its own token: dense labels teach a small network more from each
+picture.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.loggers import Logger
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from torchmetrics.functional.classification import multilabel_auroc
+
+from synthvision.classification.model import ModelConfig, as_input, build, save_weights
+from synthvision.data.phantom import Pool, draw_pool
+from synthvision.data.skin import MARKS
+
+HELD_OUT = 500  # phantoms outside the pool
+
+
+@dataclass(frozen=True)
+class VitPretrainConfig:
+    """How the tiny ViT is trained.
+
+    Raises:
+        ValueError: a number is not positive.
+    """
+
+    model: ModelConfig
+    images: int  # phantoms in the pool
+    steps: int
+    lr: float
+    batch_size: int
+    checkpoint_every: int  # steps
+
+    def __post_init__(self) -> None:
+        for name in ("images", "steps", "lr", "batch_size", "checkpoint_every"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"pretrain_vit.{name} must be positive; it is {getattr(self, name)}")
+
+
+def pretrain_vit(
+    config: VitPretrainConfig, out: Path, work: Path, seed: int, logger: Logger | None = None
+) -> dict[str, float]:
+    """Train the ViT and save it as `out/model.safetensors` in fp16.
+
+    Returns:
+        AUC of each mark's presence in phantoms outside the pool.
+    """
+    torch.manual_seed(seed)  # initial weights
+    module = MarkTraining(config, draw_pool(config.images, seed), seed)
+    checkpoint = ModelCheckpoint(work, every_n_train_steps=config.checkpoint_every, save_last=True)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=config.steps,
+        max_epochs=-1,
+        gradient_clip_val=1.0,
+        logger=logger or False,
+        callbacks=[checkpoint, TQDMProgressBar(refresh_rate=20)],
+        enable_model_summary=False,
+        default_root_dir=work,
+    )
+    last = work / "last.ckpt"
+    # The loader only counts: a step's data come from (seed, step), so that a resumed run sees what any run sees.
+    trainer.fit(module, DataLoader(range(config.steps), batch_size=None), ckpt_path=last if last.exists() else None)
+    save_weights(module.vit, out, half=True)
+    return module.presence_auc(draw_pool(HELD_OUT, seed + 1))
+
+
+class MarkTraining(LightningModule):
+    """Predicts marks from the class token (B, kinds) and from each patch token (B, kinds, 8, 8)."""
+
+    def __init__(self, config: VitPretrainConfig, pool: Pool, seed: int) -> None:
+        super().__init__()
+        self.config, self.pool, self.seed = config, pool, seed
+        self.vit = build(config.model, len(MARKS))
+        self.patch_head = nn.Linear(config.model.embed_dim or self.vit.num_features, len(MARKS))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.vit.forward_features(images)  # (B, 1 + 64, width)
+        patches = self.patch_head(tokens[:, 1:]).transpose(1, 2).unflatten(2, (8, 8))
+        return self.vit.forward_head(tokens), patches
+
+    def training_step(self, _: Any) -> Tensor:
+        rng = np.random.default_rng([self.seed, 3, self.global_step])
+        chosen = rng.integers(len(self.pool.images), size=self.config.batch_size)
+        images, where = pixels(self.pool.images[chosen]), torch.from_numpy(self.pool.where[chosen]).float()
+        turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
+        images, where = (torch.rot90(x.flip(3) if mirrored else x, turns, (2, 3)) for x in (images, where))
+        gain = torch.from_numpy(rng.uniform(0.85, 1.15, (len(images), 3, 1, 1))).float()
+        present, patches = self(as_input((images * gain).clamp(0, 1)))
+        loss = binary_cross_entropy_with_logits(present, where.amax((2, 3)))
+        loss = loss + binary_cross_entropy_with_logits(patches, where)
+        self.log("vit/loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.config.lr, weight_decay=0.05)
+
+        def factor(step: int) -> float:
+            done = min(step / self.config.steps, 1)
+            return min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+    @torch.no_grad()
+    def presence_auc(self, pool: Pool) -> dict[str, float]:
+        """Return for each kind of mark the AUC of its presence."""
+        self.eval()
+        scores = torch.cat([self(as_input(batch))[0] for batch in pixels(pool.images).split(100)])
+        present = torch.from_numpy(pool.where.max((2, 3))).long()
+        values = multilabel_auroc(scores, present, num_labels=len(MARKS), average="none")
+        return {f"auc/{kind.replace(' ', '_')}": float(value) for kind, value in zip(MARKS, values, strict=True)}
+
+
+def pixels(images: np.ndarray) -> Tensor:
+    """Return uint8 (N, H, W, 3) as float32 (N, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(255)

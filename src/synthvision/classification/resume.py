@@ -1,0 +1,61 @@
+"""Resumable state: after each epoch one checkpoint that replaces the last, and the best weights so far."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from synthvision.classification.model import save_weights
+from synthvision.classification.module import Classifier
+
+LAST = "last.ckpt"
+BEST = "best"
+
+
+class EpochKeeper(Callback):
+    """Keeps the history, the best epoch by validation loss, and what a killed run needs to go on.
+
+    The weights of the best epoch are written before the checkpoint that knows of them: a run killed in between repeats
+    that epoch, with the same draws, and writes the same weights again.
+    """
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.history: list[dict[str, float]] = []
+        self.best_epoch = -1
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The checkpoint to go on from, or None where no epoch was finished."""
+        file = self.work / LAST
+        return file if file.is_file() else None
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the epoch's metrics, keep its weights if they are the best, and write the checkpoint."""
+        assert isinstance(pl_module, Classifier)
+        # Lightning's own count of epochs is one short in the first epoch after a resume.
+        epoch = len(self.history)
+        values = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+        self.history.append({"epoch": float(epoch), **dict(sorted(values.items()))})
+        if not math.isfinite(values["val/loss"]):
+            raise ValueError(
+                f"val/loss must be finite; it is {values['val/loss']} in epoch {epoch}; lower classifier.lr"
+            )
+        if epoch == 0 or values["val/loss"] < self.history[self.best_epoch]["val/loss"]:
+            self.best_epoch = epoch
+            save_weights(pl_module.model, self.work / BEST, half=False)
+        # Lightning writes through the system's temporary folder, from which a move need not be atomic.
+        partial = self.work / f".{LAST}"
+        trainer.save_checkpoint(partial, weights_only=False)
+        partial.replace(self.work / LAST)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the checkpoint stores."""
+        return {"history": self.history, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the state of the run that wrote the checkpoint."""
+        self.history, self.best_epoch = list(state_dict["history"]), state_dict["best_epoch"]

@@ -1,0 +1,110 @@
+"""Training a classifier on a manifest, resumable after any interruption with the same result bit for bit on CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.loggers import Logger
+
+from synthvision.classification.batches import EvalBatches, TrainBatches
+from synthvision.classification.model import WEIGHTS_FILE
+from synthvision.classification.module import Classifier, ClassifierConfig
+from synthvision.classification.predict import TrainedModel, predict, read_network, save_classifier
+from synthvision.classification.resume import BEST, EpochKeeper
+from synthvision.classification.threshold import youden_threshold
+from synthvision.data.torch_data import ImageTensors
+from synthvision.manifest import Manifest
+from synthvision.predictions import Predictions
+
+__all__ = ["ClassifierConfig", "Trained", "predict", "train"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training gives: the weights folder, and how they were chosen on validation images."""
+
+    weights: Path  # folder with model.safetensors and model.json
+    history: list[dict[str, float]]  # one per epoch: epoch, train/loss, train/accuracy, train/auroc, val/...
+    best_epoch: int  # counted from 0
+    threshold: float  # on the probability of the first class
+    val_predictions: Predictions
+
+
+def train(
+    train: Manifest,
+    val: Manifest,
+    classes: Sequence[str],
+    config: ClassifierConfig,
+    out: Path,
+    work: Path,
+    seed: int,
+    logger: Logger | None = None,
+) -> Trained:
+    """Train on `train`, choose epoch and threshold on `val`, and write the classifier to `out/weights`.
+
+    Args:
+        train, val: images with labels; both must hold every class.
+        classes: names in the order of the outputs; the first is the positive one.
+        config: how to train.
+        out: the stage's folder.
+        work: resumable state; a second call with the same arguments goes on after the last finished epoch.
+        seed: of every draw; the same seed gives the same bytes on the same CPU.
+        logger: receives the metrics of each epoch.
+
+    Raises:
+        ValueError: a class is missing from a split, a label is not a class, or the loss is no longer a number.
+    """
+    _check(train, val, classes, config)
+    size = config.model.image_size
+    train_data = ImageTensors.from_manifest(train, classes, size)
+    batches = TrainBatches(train_data, config.batch_size, config.samples_per_epoch, seed)
+    val_batches = EvalBatches(ImageTensors.from_manifest(val, classes, size), config.batch_size)
+    module = Classifier(config, len(classes), len(batches), seed)
+    keeper = _fit(module, batches, val_batches, work, logger)
+
+    network = read_network(config.model, len(classes), work / BEST / WEIGHTS_FILE)
+    model = TrainedModel(network, config.model, tuple(classes), threshold=0.5, epoch=keeper.best_epoch)
+    predictions = model.predict(val, config.batch_size)
+    threshold = youden_threshold(predictions.of(classes[0]), np.array(predictions.label) == classes[0])
+    save_classifier(replace(model, threshold=threshold), {**asdict(config), "seed": seed}, out / "weights")
+    return Trained(out / "weights", keeper.history, keeper.best_epoch, threshold, predictions)
+
+
+def _check(train: Manifest, val: Manifest, classes: Sequence[str], config: ClassifierConfig) -> None:
+    for split, manifest in (("train", train), ("val", val)):
+        missing = [name for name in classes if name not in set(manifest.column("label"))]
+        if missing:
+            raise ValueError(
+                f"the {split} split must hold every class of {list(classes)}; of its {len(manifest)} images none "
+                f"is {missing}; check the arm and dataset.counts"
+            )
+    samples = config.samples_per_epoch
+    if samples is not None and samples < len(classes):
+        raise ValueError(f"classifier.samples_per_epoch must be {len(classes)} or more, one per class; it is {samples}")
+
+
+def _fit(
+    module: Classifier, train_batches: TrainBatches, val_batches: EvalBatches, work: Path, logger: Logger | None
+) -> EpochKeeper:
+    work.mkdir(parents=True, exist_ok=True)
+    keeper = EpochKeeper(work)
+    trainer = Trainer(
+        accelerator="auto",
+        devices=1,
+        max_epochs=module.config.epochs,
+        precision=module.config.precision,  # type: ignore[arg-type]  # checked by the config
+        callbacks=[keeper, TQDMProgressBar(refresh_rate=10)],
+        logger=logger or False,
+        enable_checkpointing=False,  # EpochKeeper does it, atomically
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        default_root_dir=work,
+    )
+    trainer.fit(module, train_batches, val_batches, ckpt_path=keeper.checkpoint, weights_only=True)
+    return keeper

@@ -1,0 +1,168 @@
+"""The command line: compose the config, make its dataclasses, run the stage, end with an honest exit code.
+
+The only importer of Hydra and OmegaConf. Nothing heavy (torch, diffusers, MLflow) is imported before a stage needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from dataclasses import fields
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+if TYPE_CHECKING:
+    from synthvision.study import Study
+    from synthvision.tracking import TrackingConfig
+
+PACKAGE = Path(__file__).parent
+ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1]  # a wheel holds conf/; a checkout has it on top
+FAILED = 1
+SIGNALLED = 128  # plus the signal's number, as shells do
+
+
+class Stopped(BaseException):
+    """A signal asked to stop. No `Exception`, so that no library takes it for a failed job and goes on."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+class ReportedError(Exception):
+    """A job failed and its error was printed; a sweep goes on with its other jobs."""
+
+
+class StopOnSignal:
+    """Handles SIGINT and SIGTERM: the first raises `Stopped`, later ones do not disturb the tidying up."""
+
+    def __init__(self) -> None:
+        self.stopping = False
+
+    def __call__(self, signum: int, _frame: FrameType | None) -> None:
+        if not self.stopping:
+            self.stopping = True
+            raise Stopped(signum)
+
+
+def main() -> int:
+    """Run `synthvision`.
+
+    Returns:
+        0: done; 1: failed; 128 + n: stopped by signal n; argparse's 2 for a wrong option leaves as SystemExit.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us whole; what to show of them is decided here
+    handler = StopOnSignal()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, handler)
+    register_sweeps(ROOT / "sweeps")
+    try:
+        hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")(run_stage)()
+    except Stopped as stop:
+        name = signal.Signals(stop.signum).name
+        print(f"synthvision: stopped by {name}; run the same command to resume", file=sys.stderr)
+        return SIGNALLED + stop.signum
+    except ReportedError:
+        return FAILED
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"synthvision: {error}", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+def register_sweeps(folder: Path) -> None:
+    """Make each `sweeps/NAME.yaml` selectable as `+sweeps=NAME`."""
+    for file in sorted(folder.glob("*.yaml")):
+        # the file's own "# @package" line is not read here, so the package is given again
+        ConfigStore.instance().store(group="sweeps", name=file.stem, node=OmegaConf.load(file), package="_global_")
+
+
+def run_stage(config: DictConfig) -> None:
+    """Run what `stage=` names; Hydra calls this once per job.
+
+    Raises:
+        ReportedError: the stage failed. The error is printed here: a sweep would show only its first one, at its end.
+        Stopped: a signal came, or a library turned one into SystemExit, which Hydra's sweeps would take for success.
+    """
+    try:
+        if config.stage.name == "ui":
+            _open_ui(config)
+        else:
+            _run_pipeline(config)
+    except SystemExit as error:
+        raise Stopped(signal.SIGTERM) from error
+    except Exception as error:
+        if config.debug or not _is_ours(error):
+            traceback.print_exception(error)
+        else:
+            print(f"synthvision: {_text(error)}", file=sys.stderr)
+        raise ReportedError from error
+
+
+def study_of(config: DictConfig) -> Study:
+    """Make the study's dataclasses: each of `Study`'s fields is the config's key of the same name.
+
+    Raises:
+        InstantiationException: a dataclass refused its values; `__cause__` says why.
+    """
+    from synthvision.study import Study
+
+    made: Any = {field.name: make(config, field.name) for field in fields(Study)}
+    return Study(**made)
+
+
+def make(config: DictConfig, key: str) -> Any:
+    """Return a key's value, with every `_target_` below it called, lists as lists and mappings as dicts."""
+    value = config[key]
+    return instantiate(value, _convert_="all") if OmegaConf.is_config(value) else value
+
+
+def _run_pipeline(config: DictConfig) -> None:
+    if config.trainer.accelerator == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: no room need be told, none can forget it
+    study = study_of(config)
+    tracking: TrackingConfig = make(config, "tracking")
+    from synthvision.pipeline import run
+
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    overrides = list(HydraConfig.get().overrides.task)
+    run(study, config.stage.name, resolved, overrides, tracking)
+
+
+def _open_ui(config: DictConfig) -> None:
+    tracking: TrackingConfig = make(config, "tracking")
+    if not (tracking.folder / "mlflow.db").is_file():
+        remedy = "run synthvision first or set tracking.root=/path/to/mlruns"
+        raise FileNotFoundError(f"no runs in {tracking.folder}; {remedy}")
+    print(f"MLflow UI: http://{config.stage.host}:{config.stage.port} (Ctrl-C ends it)", flush=True)
+    command = tracking.ui_command(config.stage.host, config.stage.port)
+    os.execv(command[0], command)  # in our place, so that signals reach the server and nothing of it outlives us
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Tell whether our own lines raised an error: then its message says all. A library's needs its traceback."""
+    if isinstance(error, InstantiationException):
+        return True
+    frames = list(traceback.walk_tb(error.__traceback__))
+    module = str(frames[-1][0].f_globals.get("__name__", "")) if frames else ""
+    return isinstance(error, (ValueError, OSError, KeyError)) and module.split(".")[0] == "synthvision"
+
+
+def _text(error: BaseException) -> str:
+    """Return an error's message; a dataclass's own words instead of Hydra's wrapping around them."""
+    if isinstance(error, InstantiationException) and isinstance(error.__cause__, (ValueError, OSError, KeyError)):
+        return _text(error.__cause__)
+    if isinstance(error, KeyError) and len(error.args) == 1:
+        return str(error.args[0])  # str(KeyError) would add quotes
+    return str(error)

@@ -1,0 +1,182 @@
+"""The phantom study's images: patients, scenes, captions, and the folder that `prepare` then reads as a user's.
+
+Classes: `lesion` (clusters of umbilicated pustules, often with benign marks beside them), `normal` (skin as it is,
+often with benign marks) and `other` (one or two kinds of benign marks, always). Benign marks are thus common to all
+classes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from synthvision.artifact import write_text
+from synthvision.data.images import write_png
+from synthvision.data.skin import (
+    ARRANGEMENTS,
+    COUNTS,
+    MARKS,
+    PARTS,
+    SIZE,
+    SIZES,
+    STAGES,
+    TONES,
+    Mark,
+    Skin,
+    draw,
+    draw_skin,
+)
+
+CLASSES = ("lesion", "normal", "other")
+IDENTIFIER = "sks"  # the token that DreamBooth binds to the lesion; the base has never seen it
+CLASS_NOUN = "spots"  # what any benign mark may also be called
+COLUMNS = ("file", "label", "patient", "skin_tone", "body_part", "caption")
+IMAGES_PER_PATIENT = (1, 4)
+GUIDE_STREAM = 1_000_000  # keeps guides' random draws apart from every class's
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What one picture shows."""
+
+    skin: Skin
+    part: str
+    marks: tuple[Mark, ...]
+
+    def draw(self, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """Draw the picture, uint8 (64, 64, 3)."""
+        return draw(rng, self.skin, self.part, self.marks)[0]
+
+    def caption(self, names: Mapping[str, str] | None = None) -> str:
+        """Describe the picture in clinical words; `names` renames kinds of marks."""
+        seen = " and ".join(_phrase(mark, (names or {}).get(mark.kind, mark.kind)) for mark in self.marks)
+        return f"photo of {self.skin.tone} skin on the {self.part}, {seen or 'no marks'}"
+
+
+@dataclass(frozen=True)
+class PhantomConfig:
+    """How many phantoms to draw; see `write_phantoms`.
+
+    Raises:
+        ValueError: a class is unknown or a number is negative.
+    """
+
+    images: Mapping[str, int]  # class -> number of images
+    guides: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = set(self.images) - set(CLASSES)
+        if unknown:
+            raise ValueError(
+                f"dataset.phantom.images: classes must be among {CLASSES}; these are not: {sorted(unknown)}"
+            )
+        if self.guides < 0 or min(self.images.values()) < 0:
+            raise ValueError(
+                f"dataset.phantom: numbers of images must be 0 or more; got {self.images}, {self.guides} guides"
+            )
+
+
+def random_benign(rng: np.random.Generator) -> Mark:
+    """Draw a group of benign marks."""
+    return Mark(*(str(rng.choice(list(values))) for values in (MARKS, COUNTS, SIZES, ARRANGEMENTS)))
+
+
+def random_scene(rng: np.random.Generator, label: str, skin: Skin) -> Scene:
+    """Draw a scene of a class on this patient's skin."""
+    benign = 1 + int(rng.random() < 0.2)
+    if label != "other":
+        benign *= int(rng.random() < (0.35 if label == "lesion" else 0.6))
+    marks = [random_benign(rng) for _ in range(benign)]
+    if label == "lesion":
+        marks.append(_random_lesion(rng))
+    return Scene(skin, str(rng.choice(PARTS)), tuple(marks))
+
+
+def _random_lesion(rng: np.random.Generator) -> Mark:
+    count = str(rng.choice(["few", "many"]))  # "one" would not be a cluster
+    return Mark("lesion", count, *(str(rng.choice(list(values))) for values in (SIZES, ARRANGEMENTS, STAGES)))
+
+
+def _phrase(mark: Mark, name: str) -> str:
+    words = (mark.count, mark.size if mark.size != "medium" else "", mark.arrangement if mark.count != "one" else "")
+    return " ".join(word for word in (*words, mark.stage, name) if word)
+
+
+def random_tone(rng: np.random.Generator) -> str:
+    """Draw a skin tone; all three are equally frequent."""
+    return str(rng.choice(list(TONES)))
+
+
+def write_phantoms(folder: Path, config: PhantomConfig) -> None:
+    """Write `images/*.png`, `phantoms.csv` and `guides/*.png` with a `.txt` caption each.
+
+    The same config gives the same bytes. No patient has images in two classes or among the guides.
+    """
+    rows = [row for index, label in enumerate(CLASSES) for row in _write_class(folder, index, label, config)]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "phantoms.csv", out.getvalue())
+    for index in range(config.guides):
+        _write_guide(folder / "guides", index, config.seed)
+
+
+def _write_class(folder: Path, index: int, label: str, config: PhantomConfig) -> list[dict[str, str]]:
+    rows: list[dict[str, str]] = []
+    patient = 0
+    wanted = config.images.get(label, 0)
+    while len(rows) < wanted:
+        rng = np.random.default_rng([config.seed, index, patient])
+        skin = draw_skin(rng, random_tone(rng))
+        for _ in range(min(int(rng.integers(*IMAGES_PER_PATIENT)), wanted - len(rows))):
+            scene = random_scene(rng, label, skin)
+            file = f"images/{label}-{len(rows):05}.png"
+            write_png(folder / file, scene.draw(rng))
+            values = (file, label, f"{label}-{patient:05}", skin.tone, scene.part, scene.caption())
+            rows.append(dict(zip(COLUMNS, values, strict=True)))
+        patient += 1
+    return rows
+
+
+def _write_guide(folder: Path, index: int, seed: int) -> None:
+    """Guides are curated, as in the papers: tones and body parts take turns, no other marks in the picture."""
+    rng = np.random.default_rng([seed, GUIDE_STREAM, index])
+    skin = draw_skin(rng, list(TONES)[index % len(TONES)])
+    scene = Scene(skin, PARTS[index % len(PARTS)], (_random_lesion(rng),))
+    write_png(folder / f"guide-{index:02}.png", scene.draw(rng))
+    write_text(folder / f"guide-{index:02}.txt", scene.caption({"lesion": f"{IDENTIFIER} {CLASS_NOUN}"}) + "\n")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Phantoms without the lesion class, to train the shipped weights on: no lesion's image, no lesion's caption."""
+
+    images: NDArray[np.uint8]  # (N, 64, 64, 3)
+    where: NDArray[np.bool_]  # (N, kinds of mark, 8, 8): the mark is seen in this 8x8-pixel patch
+    captions: tuple[tuple[str, ...], ...]  # N tuples of alternative captions
+
+
+def draw_pool(count: int, seed: int) -> Pool:
+    """Draw `count` phantoms, a sixth of them without marks; image i depends on (seed, i) only."""
+    images = np.empty((count, SIZE, SIZE, 3), np.uint8)
+    where = np.zeros((count, len(MARKS), 8, 8), np.bool_)
+    captions = []
+    for index in track(range(count), description="drawing phantoms"):
+        rng = np.random.default_rng([seed, index])
+        skin = draw_skin(rng, random_tone(rng))
+        scene = random_scene(rng, "other" if rng.random() < 0.6 else "normal", skin)
+        images[index], seen = draw(rng, skin, scene.part, scene.marks)
+        for kind, mask in seen.items():
+            where[index, MARKS.index(kind)] = mask.reshape(8, 8, 8, 8).max((1, 3)) > 0.3
+        generic = {mark.kind: CLASS_NOUN for mark in scene.marks}
+        captions.append((scene.caption(), scene.caption(), scene.caption(), scene.caption(generic)))
+    return Pool(images, where, tuple(captions))

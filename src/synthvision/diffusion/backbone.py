@@ -1,0 +1,341 @@
+"""One face for every diffusion model: the differences between tiny, SD1.5, SD2 and SDXL live here and nowhere else."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+FAMILIES = ("sd", "sdxl")
+PACKAGE = "package:"
+HUB_ID = r"[\w.-]+/[\w.-]+"
+PACKAGE_WEIGHTS = Path(__file__).parents[1] / "weights"
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Which diffusion model, and where it lies.
+
+    Raises:
+        ValueError: a value breaks its rule; the message names key, rule, value and remedy.
+    """
+
+    name: str
+    source: str  # a diffusers folder, a Hub id, or "package:NAME" for weights shipped with synthvision
+    resolution: int  # side of the square images it is trained on and paints, in pixels
+    family: str  # one of FAMILIES
+    revision: str | None = None  # of a Hub id: pin a commit
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.source:
+            raise ValueError("backbone.name and backbone.source must not be empty")
+        if self.family not in FAMILIES:
+            raise ValueError(f"backbone.family must be one of {FAMILIES}; it is {self.family!r}")
+        if self.resolution < 8:
+            raise ValueError(f"backbone.resolution must be at least 8 pixels; it is {self.resolution}")
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the UNet is told of the prompts: one row per prompt."""
+
+    embeds: Tensor  # float (B, L, D)
+    pooled: Tensor | None = None  # SDXL: float (B, P)
+
+    def rows(self, index: Tensor | slice) -> Conditioning:
+        """Return the rows that an index, mask or slice selects."""
+        return Conditioning(self.embeds[index], None if self.pooled is None else self.pooled[index])
+
+    def join(self, other: Conditioning) -> Conditioning:
+        """Return the rows of both, these first."""
+        if self.pooled is None or other.pooled is None:
+            return Conditioning(torch.cat([self.embeds, other.embeds]))
+        return Conditioning(torch.cat([self.embeds, other.embeds]), torch.cat([self.pooled, other.pooled]))
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The encoder's Gaussian for each image, in the UNet's scale; float32 (B, C, h, w) each."""
+
+    mean: Tensor
+    std: Tensor
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The parts of a latent diffusion model. The dataclass is frozen; its modules are trained in place."""
+
+    config: BackboneConfig
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    text_encoders: tuple[nn.Module, ...]  # one; SDXL: two
+    tokenizers: tuple[CLIPTokenizer, ...]
+    scheduler_config: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.vae.requires_grad_(False).eval()
+        self._lay_out(torch.channels_last)
+        multiple = self.vae_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        if self.config.resolution % multiple:
+            raise ValueError(
+                f"backbone.resolution must be a multiple of {multiple} for {self.config.source}; "
+                f"it is {self.config.resolution}"
+            )
+
+    @property
+    def vae_factor(self) -> int:
+        """How many pixels of a side one latent cell covers."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def latent_size(self) -> tuple[int, int, int]:
+        """Shape (C, h, w) of one image's latents at the configured resolution."""
+        side = self.config.resolution // self.vae_factor
+        return int(self.vae.config.latent_channels), side, side
+
+    @property
+    def prediction_type(self) -> str:
+        """What the UNet predicts: "epsilon" or "v_prediction"."""
+        return str(self.scheduler_config.get("prediction_type", "epsilon"))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet lies."""
+        return torch.device(self.unet.device)
+
+    def to(self, device: torch.device | str) -> Backbone:
+        """Move all parts to a device, in place, and return self."""
+        for module in (self.vae, self.unet, *self.text_encoders):
+            module.to(device)
+        return self
+
+    def alphas_cumprod(self) -> Tensor:
+        """Return the noise schedule's cumulative alphas: float32 (timesteps,), on the CPU."""
+        alphas: Tensor = DDPMScheduler.from_config(self.scheduler_config).alphas_cumprod
+        return alphas
+
+    def sampler(self) -> DPMSolverMultistepScheduler:
+        """Return a fresh DPM-Solver++ 2M for this model's noise schedule."""
+        # Karras spacing starts from the schedule's last sigma, which is infinite at zero terminal SNR.
+        karras = not self.scheduler_config.get("rescale_betas_zero_snr", False)
+        return DPMSolverMultistepScheduler.from_config(
+            self.scheduler_config, algorithm_type="dpmsolver++", solver_order=2, use_karras_sigmas=karras
+        )
+
+    def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
+        """Return each tokenizer's ids, int64 (B, L), padded to its full length; warn with the text that is cut off."""
+        return tuple(_tokens(tokenizer, list(prompts)) for tokenizer in self.tokenizers)
+
+    def encode_tokens(self, tokens: Sequence[Tensor]) -> Conditioning:
+        """Run the text encoders on the ids of `tokenize`; gradients flow where the encoders' parameters want them."""
+        if self.config.family == "sd":
+            return Conditioning(self.text_encoders[0](tokens[0].to(self.device))[0])
+        states = [
+            encoder(ids.to(self.device), output_hidden_states=True)
+            for encoder, ids in zip(self.text_encoders, tokens, strict=True)
+        ]
+        embeds = torch.cat([state.hidden_states[-2] for state in states], dim=-1)  # (B, L, D1 + D2)
+        return Conditioning(embeds, states[-1].text_embeds)
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> Conditioning:
+        """Return the conditioning of prompts, one row each, without gradients."""
+        return self.encode_tokens(self.tokenize(prompts))
+
+    def encode_negative(self, prompts: Sequence[str]) -> Conditioning:
+        """Return the conditioning of negative prompts. SDXL: an empty one is all zeros, as it was trained."""
+        conditioning = self.encode_text(prompts)
+        if conditioning.pooled is None:
+            return conditioning
+        keep = torch.tensor([float(bool(prompt)) for prompt in prompts], device=self.device)  # (B,)
+        return Conditioning(conditioning.embeds * keep[:, None, None], conditioning.pooled * keep[:, None])
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Latents:
+        """Return the latents' mean and deviation for float images (B, 3, H, W) in [-1, 1]."""
+        distribution = self.vae.encode(images.to(self.device)).latent_dist
+        scale = self.vae.config.scaling_factor
+        return Latents(distribution.mean * scale, distribution.std * scale)  # (B, C, H/f, W/f)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return float images (B, 3, H, W) in [-1, 1] from latents (B, C, h, w)."""
+        decoded: Tensor = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]
+        return decoded.clamp(-1, 1)
+
+    def predict(
+        self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning, time_ids: Tensor | None = None
+    ) -> Tensor:
+        """Return what the UNet predicts for noisy latents (B, C, h, w) at timesteps (B,) or (), same shape.
+
+        Args:
+            time_ids: SDXL's float32 (B, 6): original (h, w), crop (top, left), target (h, w). None: the whole image at
+                the configured resolution.
+        """
+        added = None
+        if conditioning.pooled is not None:
+            ids = self._time_ids(len(noisy)) if time_ids is None else time_ids
+            added = {"text_embeds": conditioning.pooled, "time_ids": ids}
+        prediction: Tensor = self.unet(
+            noisy, timestep, conditioning.embeds, added_cond_kwargs=added, return_dict=False
+        )[0]
+        return prediction
+
+    def _time_ids(self, count: int) -> Tensor:
+        side = float(self.config.resolution)
+        # fp32: bf16 would round 1023 to 1024.
+        row = torch.tensor([side, side, 0.0, 0.0, side, side], device=self.device)
+        return row.expand(count, -1)
+
+    def pipeline(self, scheduler: Any = None) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+        """Return a diffusers pipeline that shares these parts; without a scheduler, it gets `sampler()`."""
+        scheduler = scheduler or self.sampler()
+        if self.config.family == "sd":
+            return StableDiffusionPipeline(
+                vae=self.vae,
+                text_encoder=self.text_encoders[0],
+                tokenizer=self.tokenizers[0],
+                unet=self.unet,
+                scheduler=scheduler,
+                # It flags clinical anatomy and would put black images into a data set.
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+            )
+        return StableDiffusionXLPipeline(
+            vae=self.vae,
+            text_encoder=self.text_encoders[0],
+            text_encoder_2=self.text_encoders[1],
+            tokenizer=self.tokenizers[0],
+            tokenizer_2=self.tokenizers[1],
+            unet=self.unet,
+            scheduler=scheduler,
+            # An invisible watermark on synthetic images alone would be a shortcut for the classifier.
+            add_watermarker=False,
+        )
+
+    def _lay_out(self, memory_format: torch.memory_format) -> None:
+        # Convolutions run faster on channels-last weights, on the CPU and on the GPU.
+        self.unet.to(memory_format=memory_format)
+        self.vae.to(memory_format=memory_format)
+
+    def save(self, folder: Path) -> None:
+        """Write a diffusers folder of safetensors; whole or not at all. An older folder of that name is replaced."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            self._lay_out(torch.contiguous_format)  # safetensors stores no other
+            self.pipeline().save_pretrained(partial, safe_serialization=True)
+            self._lay_out(torch.channels_last)
+            partial.chmod(0o755)  # mkdtemp's 0700 would hide results from a team's shared group
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def best_device() -> torch.device:
+    """Return the GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load(config: BackboneConfig, dtype: torch.dtype = torch.float32) -> Backbone:
+    """Load a backbone from a folder, the package or the Hub.
+
+    Raises:
+        FileNotFoundError: a part is missing, or the Hub cannot be reached; the message says what to put where.
+        ValueError: the weights are of another family, or the resolution does not fit the model.
+    """
+    parts = _parts(config.family)
+    source = _source(config, parts)
+    try:
+        scheduler_config = DDPMScheduler.load_config(source, subfolder="scheduler", revision=config.revision)
+        loaded = {name: _load_part(kind, source, name, config.revision, dtype) for name, kind in parts.items()}
+    except OSError as error:
+        raise FileNotFoundError(_remedy(config, parts, str(error).splitlines()[0])) from error
+    if (loaded["unet"].config.addition_embed_type == "text_time") != (config.family == "sdxl"):
+        raise ValueError(
+            f"backbone.family is {config.family!r}, but the UNet in {source} is not of that family; set backbone.family"
+        )
+    return Backbone(
+        config=config,
+        vae=loaded["vae"],
+        unet=loaded["unet"],
+        text_encoders=tuple(loaded[name] for name in parts if name.startswith("text_encoder")),
+        tokenizers=tuple(loaded[name] for name in parts if name.startswith("tokenizer")),
+        scheduler_config=dict(scheduler_config),
+    )
+
+
+def _parts(family: str) -> dict[str, type]:
+    parts: dict[str, type] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+    parts |= {"text_encoder": CLIPTextModel, "tokenizer": CLIPTokenizer}
+    if family == "sdxl":
+        parts |= {"text_encoder_2": CLIPTextModelWithProjection, "tokenizer_2": CLIPTokenizer}
+    return parts
+
+
+def _source(config: BackboneConfig, parts: Iterable[str]) -> str:
+    """Return the folder or Hub id to load from, after checking that a folder holds every part."""
+    if config.source.startswith(PACKAGE):
+        folder = PACKAGE_WEIGHTS / config.source.removeprefix(PACKAGE)
+    else:
+        folder = Path(config.source)
+        if not folder.is_dir() and re.fullmatch(HUB_ID, config.source):
+            return config.source
+    missing = [name for name in (*parts, "scheduler") if not (folder / name).is_dir()]
+    if missing:
+        raise FileNotFoundError(_remedy(config, parts, f"{folder} has no {', '.join(missing)}"))
+    return str(folder)
+
+
+def _load_part(kind: Any, source: str, name: str, revision: str | None, dtype: torch.dtype) -> Any:
+    if kind is CLIPTokenizer:
+        return kind.from_pretrained(source, subfolder=name, revision=revision)
+    # The dtype is always given: transformers loads in the checkpoint's own unless told.
+    dtype_key = "torch_dtype" if kind in (UNet2DConditionModel, AutoencoderKL) else "dtype"
+    return kind.from_pretrained(source, subfolder=name, revision=revision, use_safetensors=True, **{dtype_key: dtype})
+
+
+def _remedy(config: BackboneConfig, parts: Iterable[str], cause: str) -> str:
+    hub_id = config.source if re.fullmatch(HUB_ID, config.source) else "HUB_ID"
+    revision = f" --revision {config.revision}" if config.revision else ""
+    return (
+        f"backbone {config.name!r} cannot be loaded from {config.source!r}: {cause.rstrip('.')}. It needs a diffusers "
+        f"folder with {', '.join((*parts, 'scheduler'))}. Where the Hub can be reached: `hf download "
+        f"{hub_id}{revision} --local-dir FOLDER`; then copy FOLDER here and set backbone.source=FOLDER"
+    )
+
+
+def _tokens(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
+    limit = tokenizer.model_max_length
+    ids = tokenizer(prompts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt").input_ids
+    for prompt, length in zip(prompts, (ids != tokenizer.pad_token_id).sum(1), strict=True):
+        if length >= limit - 1:
+            _warn_of_cut(tokenizer, prompt)
+    return torch.as_tensor(ids)
+
+
+def _warn_of_cut(tokenizer: CLIPTokenizer, prompt: str) -> None:
+    words = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+    room = tokenizer.model_max_length - 2  # beside the start and the end token
+    if len(words) > room:
+        cut = tokenizer.decode(words[room:])
+        warnings.warn(f"the text encoder reads {room} tokens; of {prompt!r} it never sees {cut!r}", stacklevel=4)

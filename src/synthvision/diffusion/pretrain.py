@@ -1,0 +1,259 @@
+"""Train the embedded `tiny` backbone on phantoms without the lesion class: DreamBooth shall have something to teach it.
+
+Three parts in turn: the tokenizer, the VAE (encoder computed, decoder trained), the UNet with its text encoder. Every
+random draw depends on (seed, part, step): an interrupted training resumes with the same result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.loggers import Logger
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from synthvision.data.phantom import draw_pool
+from synthvision.diffusion.tiny import (
+    OPPONENT,
+    PATCH,
+    SCHEDULER,
+    TOKENS,
+    new_text_encoder,
+    new_tokenizer,
+    new_unet,
+    new_vae,
+)
+
+EMPTY_CAPTIONS = 0.1  # share trained without a caption, for classifier-free guidance
+EMA_DECAY = 0.999
+PREVIEW = (
+    "photo of fair skin on the back, many small scattered moles",
+    "photo of brown skin on the arm, few large scattered rings",
+    "photo of dark skin on the face, many clustered pale patches",
+    "photo of fair skin on the leg, few scattered scratches",
+    "photo of brown skin on the neck, many scattered papules",
+    "photo of dark skin on the arm, no marks",
+    "photo of fair skin on the face, many freckles",
+    "photo of dark skin on the back, few large clustered redness",
+    "photo of brown skin on the back, many clustered spots",
+    "photo of fair skin on the arm, few small clustered papules and few rings",
+)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """How the tiny backbone is trained.
+
+    Raises:
+        ValueError: a number is not positive.
+    """
+
+    images: int  # phantoms in the pool
+    decoder_steps: int
+    decoder_lr: float
+    unet_steps: int
+    unet_lr: float
+    batch_size: int  # of the UNet's training
+    checkpoint_every: int  # steps
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise ValueError(f"pretrain.{name} must be positive; it is {value}")
+
+
+def pretrain(
+    config: PretrainConfig, out: Path, work: Path, seed: int, logger: Logger | None = None
+) -> dict[str, float]:
+    """Train the backbone and save it as a diffusers pipeline folder in fp16 under `out`.
+
+    Returns:
+        Reconstruction PSNR in dB of phantoms outside the pool, and the last mean losses.
+    """
+    pool = draw_pool(config.images, seed)
+    images = to_tensor(pool.images)
+    tokenizer = new_tokenizer([caption for group in pool.captions for caption in group])
+    torch.manual_seed(seed)  # initial weights
+    vae, text, unet = new_vae(images[:4000]), new_text_encoder(tokenizer), new_unet()
+    latents = encode(vae, images)
+    decoder = DecoderTraining(vae, images, latents, config, seed)
+    fit(decoder, config.decoder_steps, work / "decoder", config.checkpoint_every, logger)
+    token_ids = torch.stack([tokenize(tokenizer, group) for group in pool.captions])  # (N, captions, tokens)
+    unet.to(memory_format=torch.channels_last)  # a tenth faster on a CPU
+    base = BaseTraining(unet, text, latents, token_ids, tokenize(tokenizer, [""])[0], config, seed)
+    fit(base, config.unet_steps, work / "base", config.checkpoint_every, logger)
+    averaged = base.average.module
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=averaged["text"],
+        tokenizer=tokenizer,
+        unet=averaged["unet"],
+        scheduler=DPMSolverMultistepScheduler(**SCHEDULER),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    held_out = to_tensor(draw_pool(200, seed + 1).images)
+    metrics = {"psnr": psnr(vae, held_out), "decoder/loss": decoder.recent, "base/loss": base.recent}
+    pipeline.to(dtype=torch.float16).save_pretrained(out)
+    return metrics
+
+
+class DecoderTraining(LightningModule):
+    """Trains the decoder to invert the computed encoder, on crops of 32 pixels."""
+
+    CROP = 8  # latents
+
+    def __init__(self, vae: AutoencoderKL, images: Tensor, latents: Tensor, config: PretrainConfig, seed: int) -> None:
+        super().__init__()
+        self.vae, self.config, self.seed, self.recent = vae, config, seed, math.nan
+        self.images, self.latents = [images], [latents]  # in lists: not part of the module's state
+
+    def training_step(self, _: Any) -> Tensor:
+        draw = torch.Generator().manual_seed(stream(self.seed, 1, self.global_step))
+        chosen = torch.randint(len(self.images[0]), (16,), generator=draw)
+        top, left = torch.randint(self.latents[0].shape[-1] - self.CROP + 1, (2,), generator=draw).tolist()
+        z = self.latents[0][chosen, :, top : top + self.CROP, left : left + self.CROP]
+        z = z + 0.04 * torch.randn(z.shape, generator=draw)
+        side = slice(PATCH * top, PATCH * (top + self.CROP)), slice(PATCH * left, PATCH * (left + self.CROP))
+        loss = reconstruction_loss(self.vae.decode(z).sample, self.images[0][chosen][:, :, *side])
+        self.recent = float(loss.detach())
+        self.log("decoder/loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        trained = [*self.vae.decoder.parameters(), *self.vae.post_quant_conv.parameters()]
+        return with_cosine(trained, self.config.decoder_lr, self.config.decoder_steps)
+
+
+class BaseTraining(LightningModule):
+    """Trains UNet and text encoder together with v-prediction; the exponential average is what is kept."""
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        text: CLIPTextModel,
+        latents: Tensor,
+        token_ids: Tensor,
+        empty: Tensor,
+        config: PretrainConfig,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.model = torch.nn.ModuleDict({"unet": unet, "text": text})
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
+        self.config, self.seed, self.empty, self.recent = config, seed, empty, math.nan
+        self.latents, self.token_ids = [latents], [token_ids]  # in lists: not part of the module's state
+        kept = DDPMScheduler(**SCHEDULER).alphas_cumprod
+        self.alpha, self.sigma = kept.sqrt(), (1 - kept).sqrt()  # (1000,), fp32
+
+    def training_step(self, _: Any) -> Tensor:
+        draw = torch.Generator().manual_seed(stream(self.seed, 2, self.global_step))
+        size = self.config.batch_size
+        chosen = torch.randint(len(self.latents[0]), (size,), generator=draw)
+        variant = torch.randint(self.token_ids[0].shape[1], (size,), generator=draw)
+        ids = self.token_ids[0][chosen, variant].clone()
+        ids[torch.rand(size, generator=draw) < EMPTY_CAPTIONS] = self.empty
+        # Stratified over the batch: the same mean as independent draws, with less variance.
+        t = ((torch.arange(size) + torch.rand(size, generator=draw)) / size * len(self.alpha)).long()
+        x_0 = self.latents[0][chosen]
+        noise = torch.randn(x_0.shape, generator=draw)
+        alpha, sigma = (values[t].view(-1, 1, 1, 1) for values in (self.alpha, self.sigma))
+        context = self.model["text"](ids)[0]
+        v = self.model["unet"](alpha * x_0 + sigma * noise, t, context).sample
+        loss = torch.nn.functional.mse_loss(v, alpha * noise - sigma * x_0)
+        self.recent = (
+            0.99 * self.recent + 0.01 * float(loss.detach()) if self.recent == self.recent else float(loss.detach())
+        )
+        self.log("base/loss", loss, prog_bar=True)
+        return loss
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.average.update_parameters(self.model)
+
+    def configure_optimizers(self) -> Any:
+        return with_cosine(list(self.model.parameters()), self.config.unet_lr, self.config.unet_steps)
+
+
+def fit(module: LightningModule, steps: int, work: Path, every: int, logger: Logger | None) -> None:
+    """Train for `steps` steps, or what is left of them where `work` holds a checkpoint."""
+    checkpoint = ModelCheckpoint(work, filename="{step}", every_n_train_steps=every, save_last=True, save_top_k=1)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=-1,
+        gradient_clip_val=1.0,
+        logger=logger or False,
+        callbacks=[checkpoint, TQDMProgressBar(refresh_rate=50)],
+        enable_model_summary=False,
+        default_root_dir=work,
+    )
+    last = work / "last.ckpt"
+    # The loader only counts: a step's data come from (seed, step), so that a resumed run sees what any run sees.
+    trainer.fit(module, DataLoader(range(steps), batch_size=None), ckpt_path=last if last.exists() else None)
+
+
+def with_cosine(parameters: list[torch.nn.Parameter], lr: float, steps: int) -> dict[str, Any]:
+    """Return AdamW with 100 steps of warm-up and a cosine decay to 3%."""
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+
+    def factor(step: int) -> float:
+        return min(1.0, (step + 1) / 100) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1))))
+
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+
+def reconstruction_loss(decoded: Tensor, image: Tensor) -> Tensor:
+    """Squared and absolute error in opponent colours and absolute error of the gradients; (N, 3, H, W) in [-1, 1]."""
+    error = decoded - image
+    opponent = torch.einsum("kc,nchw->nkhw", error.new_tensor(OPPONENT), error)
+    gradient = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return 10 * opponent.square().mean() + 0.5 * opponent.abs().mean() + 0.5 * gradient
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
+    """Return token ids, int64 (N, 32)."""
+    return tokenizer(
+        list(captions), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
+    ).input_ids
+
+
+def stream(*key: int) -> int:
+    """Return a seed for torch made from a key of integers."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def to_tensor(images: np.ndarray) -> Tensor:
+    """Return uint8 (N, H, W, 3) as float32 (N, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Return latent means, float32 (N, 8, H/4, W/4)."""
+    return torch.cat([vae.encode(batch).latent_dist.mean for batch in images.split(250)])
+
+
+@torch.no_grad()
+def psnr(vae: AutoencoderKL, images: Tensor) -> float:
+    """Return the mean peak signal-to-noise ratio of reconstructions in dB."""
+    decoded = vae.decode(encode(vae, images)).sample.clamp(-1, 1)
+    return float((-10 * ((decoded - images) / 2).square().mean((1, 2, 3)).log10()).mean())

@@ -1,0 +1,199 @@
+"""The embedded `tiny` backbone's parts, untrained: tokenizer, text encoder, UNet, and a VAE with a computed encoder.
+
+64x64 RGB to 8x16x16 latents; about 5 million parameters. `pretrain.py` trains what is to be trained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from tokenizers import pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+RESOLUTION = 64
+PATCH = 4  # pixels per latent and side
+CHANNELS = 8  # latent channels
+WIDTH = 96  # of the text encoder
+TOKENS = 32  # captions are cut here, in training as in use
+VOCABULARY = 1000
+LATENT_STD = 0.04  # of the posterior: the noise that the decoder learns to bear, in units of a latent's spread
+# Luminance and two colour differences, these weighted up: marks differ in hue, and PSNR does not see hue.
+OPPONENT = ((0.4, 0.4, 0.2), (1.2, -1.2, 0.0), (0.0, 1.0, -1.0))
+# Words that users' captions may need. As single tokens they leave room within the 32; the base has not seen them.
+WORDS = (
+    "sks lesion lesions rash spot early late mature crusted raised flat round oval red pink purple blue white yellow "
+    "grey black dark pale bright disc centre halo rim border cell cells blood nucleus lobes granules cytoplasm stain "
+    "microscope image picture close up wart warts blister pustule face back leg neck arm chest hand foot skin fair "
+    "brown with without of a the in on and single two three"
+)
+SCHEDULER: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "steps_offset": 1,
+}
+
+
+def new_tokenizer(captions: Sequence[str]) -> CLIPTokenizer:
+    """Train CLIP's byte-level BPE on captions and `WORDS`."""
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    backend = CLIPTokenizer().backend_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[start, end],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    backend.train_from_iterator([*captions, *[WORDS] * 20], trainer)
+    merges = [tuple(pair) for pair in json.loads(backend.to_str())["model"]["merges"]]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [start, end, *alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS)
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Return an untrained two-layer CLIP text encoder of width 96."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=4 * WIDTH,
+            projection_dim=WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def new_unet() -> UNet2DConditionModel:
+    """Return an untrained UNet of 4.0 million parameters for 8x16x16 latents."""
+    return UNet2DConditionModel(
+        sample_size=RESOLUTION // PATCH,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(48, 80, 112),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,  # diffusers' name; it is the number of heads
+        norm_num_groups=16,
+    )
+
+
+def new_vae(images: Tensor) -> AutoencoderKL:
+    """Return a VAE whose encoder is the white principal components of 4x4 patches, and whose decoder is untrained.
+
+    Args:
+        images: float32 (N, 3, H, W) in [-1, 1], from which the components are computed.
+    """
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        latent_channels=CHANNELS,
+        norm_num_groups=1,
+        sample_size=RESOLUTION,
+        scaling_factor=1.0,  # the components are white already
+        mid_block_add_attention=False,
+    )
+    kernel, bias = principal_components(images)
+    with torch.no_grad():
+        _set_encoder(vae, kernel, bias)
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    return vae
+
+
+def principal_components(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return kernel (8, 3, 4, 4) and bias (8,): `conv2d(x, kernel, bias, stride=4)` has mean 0 and variance 1."""
+    opponent = torch.tensor(OPPONENT)
+    patches = torch.einsum("kc,nchw->nkhw", opponent, images).unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH)
+    rows = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * PATCH * PATCH).double()
+    mean = rows.mean(0)
+    variance, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
+    vectors = vectors.flip(1)[:, :CHANNELS] / variance.flip(0)[:CHANNELS].sqrt()
+    vectors = vectors * vectors.sum(0).sign()  # eigh leaves signs open; fix them so that every machine agrees
+    kernel = torch.einsum("khwl,kc->lchw", vectors.reshape(3, PATCH, PATCH, CHANNELS), opponent.double())
+    return kernel.float(), -(mean @ vectors).float()
+
+
+def _set_encoder(vae: AutoencoderKL, kernel: Tensor, bias: Tensor) -> None:
+    """Make diffusers' convolutional encoder compute the linear map `kernel`, `bias`.
+
+    Residual branches are zeroed; the two strided convolutions gather a 4x4 patch; the last normalisation, which cannot be
+    removed, is made harmless by constant channels that fix its variance and by an offset where SiLU is the identity.
+    """
+    encoder = vae.encoder
+    for module in encoder.modules():
+        if type(module).__name__ == "ResnetBlock2D":
+            _clear(module.conv2)
+    _clear(encoder.conv_in)
+    for colour in range(3):
+        encoder.conv_in.weight[colour, colour, 1, 1] = 1
+    gather = encoder.down_blocks[0].downsamplers[0].conv
+    _clear(gather)
+    for colour in range(3):
+        for i in range(2):
+            for j in range(2):
+                gather.weight[4 * colour + 2 * i + j, colour, i, j] = 1
+    _pass_through(encoder.down_blocks[1].resnets[0].conv_shortcut, 12)
+    project = encoder.down_blocks[1].downsamplers[0].conv
+    _clear(project)
+    for i in range(PATCH):
+        for j in range(PATCH):
+            columns = 4 * torch.arange(3) + 2 * (i % 2) + j % 2
+            project.weight[:CHANNELS, columns, i // 2, j // 2] = kernel[:, :, i, j]
+    project.bias[:CHANNELS] = bias
+    _bypass_normalisation(encoder)
+    _identity(vae.quant_conv, 2 * CHANNELS)
+    _identity(vae.post_quant_conv, CHANNELS)
+
+
+def _bypass_normalisation(encoder: nn.Module) -> None:
+    constant, offset = (
+        32.0,
+        20.0,
+    )  # large against the latents' unit spread; silu(x + 20) = x + 20 within 1e-5 for |x| < 8
+    shortcut = encoder.down_blocks[2].resnets[0].conv_shortcut
+    _pass_through(shortcut, CHANNELS)
+    others = shortcut.out_channels - CHANNELS
+    shortcut.bias[CHANNELS : CHANNELS + others // 2] = constant
+    shortcut.bias[CHANNELS + others // 2 :] = -constant
+    spread = (others / shortcut.out_channels) ** 0.5 * constant
+    encoder.conv_norm_out.weight.fill_(spread)
+    encoder.conv_norm_out.bias.fill_(offset)
+    _pass_through(encoder.conv_out, CHANNELS, 1)
+    encoder.conv_out.bias[:CHANNELS] = -offset
+    encoder.conv_out.bias[CHANNELS:] = 2 * torch.tensor(LATENT_STD).log()
+
+
+def _clear(convolution: nn.Module) -> None:
+    convolution.weight.zero_()
+    convolution.bias.zero_()
+
+
+def _pass_through(convolution: nn.Module, channels: int, centre: int = 0) -> None:
+    _clear(convolution)
+    for channel in range(channels):
+        convolution.weight[channel, channel, centre, centre] = 1
+
+
+def _identity(convolution: nn.Module, channels: int) -> None:
+    _pass_through(convolution, channels)

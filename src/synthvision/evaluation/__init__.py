@@ -1,0 +1,1 @@
+"""From predictions to a report that a sceptic can check: metrics, intervals, subgroups, probes, ledger, figures."""

@@ -1,0 +1,232 @@
+"""The stages in order: what each reads, what its result depends on, and how finished work is reused.
+
+A stage's folder is `<root>/<study>/<stage>/<fingerprint>/`. The fingerprint is a hash of the config that the stage
+reads and of its inputs' digests, so equal work is done once, whichever run, arm or sweep asks for it first.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from filelock import FileLock
+from rich.console import Console
+
+from synthvision import __version__, artifact, stages
+from synthvision.data.images import load_batch
+from synthvision.evaluation.report import StageRow
+from synthvision.manifest import Manifest
+from synthvision.stages import Context, Result
+from synthvision.study import Study
+from synthvision.tracking import Run, Store, TrackingConfig, open_store
+
+HEADLINE = ("accuracy", "sensitivity", "specificity", "auc")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step: the stages it reads, the part of the study its result depends on, and what it does."""
+
+    reads: tuple[str, ...]
+    config: Callable[[Study], Mapping[str, Any]]
+    run: Callable[[Context], Result]
+    of_synthetic: bool = False  # only arms with synthetic images need it
+    device: bool = True  # the kind of device is part of what the result depends on
+
+
+def _of(*names: str) -> Callable[[Study], Mapping[str, Any]]:
+    def config(study: Study) -> Mapping[str, Any]:
+        whole = asdict(study)
+        return {name: whole[name] for name in names}
+
+    return config
+
+
+def _prepare_config(study: Study) -> Mapping[str, Any]:
+    guides, classes = asdict(study.disease.guides), list(study.disease.classes)
+    return {
+        "dataset": asdict(study.dataset),
+        "guides": guides,
+        "classes": classes,
+        "files": stages.source_digest(study),
+    }
+
+
+STAGES: Mapping[str, Stage] = {
+    "prepare": Stage((), _prepare_config, stages.run_prepare, device=False),
+    "dreambooth": Stage(("prepare",), _of("seed", "backbone", "disease", "dreambooth"), stages.run_dreambooth, True),
+    "generate": Stage(
+        ("prepare", "dreambooth"), _of("seed", "backbone", "disease", "generate"), stages.run_generate, True
+    ),
+    "review": Stage(("prepare", "generate"), _of("review"), stages.run_review, True, device=False),
+    "classify": Stage(("prepare", "review"), _of("seed", "arm", "classifier"), stages.run_classify),
+    "evaluate": Stage(("prepare", "review", "classify"), _of("seed"), stages.run_evaluate),
+    "report": Stage(
+        ("prepare", "dreambooth", "review", "classify", "evaluate"),
+        lambda study: {**_of("study", "seed", "arm")(study), "openings": _openings(study)},
+        stages.run_report,
+        device=False,
+    ),
+}
+
+
+def _openings(study: Study) -> list[str]:
+    """The report shows the ledgers, so a new opening makes a new report."""
+    return [artifact.sha256_file(file) for file in sorted((study.folder / "ledger").glob("*.jsonl"))]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where the finished stages lie, and what the last evaluation found."""
+
+    folders: Mapping[str, Path]
+    metrics: Mapping[str, float]  # of the evaluation; empty if it did not run
+
+
+def run(
+    study: Study, stage: str, resolved: Mapping[str, Any], overrides: Sequence[str], config: TrackingConfig
+) -> Outcome:
+    """Run a stage and all that it needs, or the whole pipeline; print where the results are.
+
+    Args:
+        study: what to do.
+        stage: a name in STAGES, "pipeline" for all of them, or "pretrain".
+        resolved: the whole config in plain values, kept with each run.
+        overrides: of the command line, from which the command is rebuilt.
+        config: where runs are tracked.
+
+    Raises:
+        ValueError: the stage has no part in this arm, or a stage refused its input.
+        LedgerError: the test set was opened before and no reason is given to open it again.
+    """
+    torch.set_flush_denormal(True)  # values near zero cost a CPU a hundredfold and change nothing
+    store = open_store(config, study.study)
+    if stage == "pretrain":
+        table = {"pretrain": Stage((), _of("pretrain"), stages.run_pretrain)}
+    else:
+        table = {name: each for name, each in STAGES.items() if study.generates or not each.of_synthetic}
+        stages.draw_phantoms(study)
+    if stage not in (*table, "pipeline"):
+        raise ValueError(f"stage={stage} has no part in arm={study.arm.name}, which trains on no synthetic images")
+    last = "report" if stage == "pipeline" else stage
+    runner = _Runner(study, store, table, resolved, overrides)
+    with store.pipeline_run(_title(study, stage), resolved, runner.config_text, runner.tags) as parent:
+        parent.note(f"Remake it:\n\n```\n{runner.command()}\n```\n")
+        runner.make(last)
+        metrics = runner.evaluation()
+        parent.log_metrics(metrics)
+        if "report" in runner.done:
+            parent.log_file(runner.done["report"] / "report.html")
+    _say(runner, metrics, config)
+    return Outcome(runner.done, metrics)
+
+
+def _title(study: Study, stage: str) -> str:
+    name = f"{study.arm.name} seed {study.seed}"
+    return name if stage == "pipeline" else f"{name}, {stage}"
+
+
+class _Runner:
+    """Makes stages and all before them, each at most once."""
+
+    def __init__(
+        self,
+        study: Study,
+        store: Store,
+        table: Mapping[str, Stage],
+        resolved: Mapping[str, Any],
+        overrides: Sequence[str],
+    ) -> None:
+        self.study, self.store, self.table, self.resolved, self.overrides = study, store, table, resolved, overrides
+        self.done: dict[str, Path] = {}
+        self.records: dict[str, artifact.StageRecord] = {}
+        self.tags = {"backbone": study.backbone.name, "arm": study.arm.name, "seed": study.seed}
+        self.config_text = yaml.safe_dump(dict(resolved))
+        self.console = Console(stderr=True)
+
+    def command(self, stage: str = "") -> str:
+        """Return the command line that remakes a stage, or this run."""
+        kept = [each for each in self.overrides if not stage or not each.startswith("stage=")]
+        return shlex.join(["synthvision", *([f"stage={stage}"] if stage else []), *kept])
+
+    def make(self, name: str) -> None:
+        stage = self.table[name]
+        for earlier in stage.reads:
+            if earlier in self.table and earlier not in self.done:
+                self.make(earlier)
+        inputs = {earlier: self.records[earlier].output for earlier in stage.reads if earlier in self.records}
+        depends = {**stage.config(self.study), "version": __version__}
+        if stage.device:
+            depends["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+        fingerprint = artifact.fingerprint(name, depends, inputs)
+        folder = self.study.folder / name / fingerprint
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):  # two jobs of a sweep may want the same work
+            record = artifact.finished(folder)
+            if record is None:
+                self.console.rule(f"{name} {fingerprint}", align="left")
+                planned = artifact.StageRecord(name, fingerprint, depends, inputs, "", "", __version__, 0.0)
+                record = self._work(stage, folder, planned)
+            else:
+                self.console.print(f"{name} {fingerprint}: finished before, reused")
+        self.done[name], self.records[name] = folder, record
+
+    def _work(self, stage: Stage, folder: Path, record: artifact.StageRecord) -> artifact.StageRecord:
+        start = time.monotonic()
+        tags = {**self.tags, "fingerprint": record.fingerprint}
+        with self.store.stage_run(record.stage, self.resolved, self.config_text, tags) as tracked:
+            tracked.note(f"Remake it:\n\n```\n{self.command(record.stage)}\n```\n")
+            result = stage.run(self._context(folder, tracked))
+            self._log(tracked, result)
+            finished = replace(
+                record,
+                output=artifact.tree_digest(folder),
+                run_id=tracked.run_id,
+                seconds=round(time.monotonic() - start, 1),
+            )
+            artifact.finish(folder, finished)
+        return finished
+
+    def _context(self, folder: Path, tracked: Run) -> Context:
+        rows = [
+            StageRow(r.stage, r.fingerprint, r.run_id, r.seconds, self.command(r.stage)) for r in self.records.values()
+        ]
+        commands = {"the whole study": self.command("pipeline"), "this report": self.command("report")}
+        return Context(self.study, folder, dict(self.done), tracked.lightning_logger(), tracked.run_id, rows, commands)
+
+    def _log(self, tracked: Run, result: Result) -> None:
+        tracked.log_metrics(result.metrics)
+        tracked.set_tags(result.tags)
+        for context, images in result.inputs.items():
+            tracked.log_manifest(images, f"{self.study.study} {context}", context)
+        for file in result.files:
+            tracked.log_file(file)
+        if result.classifier:
+            example = load_batch(_first(result.inputs["validation"]), self.study.classifier.model.image_size)
+            tracked.log_classifier(result.classifier, self.study.disease.classes, example)
+
+    def evaluation(self) -> dict[str, float]:
+        """Return the test metrics of the finished evaluation, or none."""
+        return stages.read_headline(self.done["evaluate"]) if "evaluate" in self.done else {}
+
+
+def _first(images: Manifest) -> Manifest:
+    return Manifest(images.records[:4], images.root)
+
+
+def _say(runner: _Runner, metrics: Mapping[str, float], config: TrackingConfig) -> None:
+    console = Console()
+    for name in HEADLINE:
+        if f"test/{name}" in metrics:
+            value, low, high = (metrics[f"test/{name}{end}"] for end in ("", "_low", "_high"))
+            console.print(f"  {name:<12} {value:.3f}   95% interval {low:.3f} to {high:.3f}", highlight=False)
+    for name, folder in runner.done.items():
+        if name == "report":
+            console.print(f"report: {(folder / 'report.html').absolute()}", highlight=False, soft_wrap=True)
+    console.print(f"MLflow UI: {shlex.join(config.ui_command())}", highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Decide which candidates enter a data set."""

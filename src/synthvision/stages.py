@@ -1,0 +1,344 @@
+"""What each stage does: it reads the folders of stages before it, writes its own, and returns what is worth logging."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pytorch_lightning.loggers import Logger
+
+from synthvision import __version__, artifact
+from synthvision.classification.pretrain import pretrain_vit
+from synthvision.classification.train import predict, train
+from synthvision.data.images import load_batch
+from synthvision.data.phantom import write_phantoms
+from synthvision.data.prepare import prepare
+from synthvision.diffusion import backbone, dreambooth
+from synthvision.diffusion.backbone import BackboneConfig
+from synthvision.diffusion.generate import generate
+from synthvision.diffusion.pretrain import pretrain
+from synthvision.diffusion.prompts import expand, expand_over
+from synthvision.evaluation.evaluate import evaluate
+from synthvision.evaluation.intervals import Estimate
+from synthvision.evaluation.ledger import Ledger, Opening
+from synthvision.evaluation.probes import Probe, image_probes, probe_groups
+from synthvision.evaluation.report import ReportInput, StageRow, write_report
+from synthvision.manifest import Manifest
+from synthvision.predictions import Predictions
+from synthvision.review.unattended import decide
+from synthvision.study import Study
+
+MANIFEST = "manifest.csv"
+WEIGHTS = "weights"
+PACKAGES = ("torch", "diffusers", "transformers", "timm", "pytorch-lightning", "mlflow", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage wants logged."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    files: Sequence[Path] = ()
+    inputs: Mapping[str, Manifest] = field(default_factory=dict)  # context ("training") -> images
+    classifier: Path | None = None  # weights folder
+    tags: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage is given."""
+
+    study: Study
+    out: Path  # the stage's folder
+    before: Mapping[str, Path]  # folders of the finished stages it reads
+    logger: Logger | None
+    run_id: str
+    stages: Sequence[StageRow] = ()  # of the finished stages, for the report
+    commands: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def work(self) -> Path:
+        """Resumable state, gone when the stage is finished."""
+        return self.out / artifact.WORK
+
+    def manifest(self, stage: str) -> Manifest:
+        """Read the manifest of a stage before."""
+        return Manifest.read(self.before[stage] / MANIFEST, self.study.folder)
+
+
+def run_prepare(given: Context) -> Result:
+    """Read, check and split the real images."""
+    study, data = given.study, given.study.dataset
+    audit = prepare(
+        data.sources, study.disease.guides, data.counts, data.size, data.seed, study.folder, given.out,
+        study.disease.classes, data.leaks,
+    )  # fmt: skip
+    counts = {f"images/{label}/{part}": n for label, row in audit.counts().items() for part, n in row.items()}
+    metrics = {**counts, "quarantined": audit.quarantined, "duplicates": audit.duplicates, "leaks": len(audit.leaks)}
+    return Result(metrics, files=[given.out / "audit.json"], inputs={"prepared": audit.manifest})
+
+
+def draw_phantoms(study: Study) -> None:
+    """Draw the phantom study's images, unless they are there: what follows treats them as a user's."""
+    config = study.dataset.phantom
+    if config is None:
+        return
+    folder = Path(study.dataset.folder)
+    marker, wanted = folder / "phantom.json", {"config": asdict(config), "version": __version__}
+    if marker.is_file() and json.loads(marker.read_text()) == wanted:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    write_phantoms(folder, config)
+    artifact.write_json(marker, wanted)
+
+
+def run_dreambooth(given: Context) -> Result:
+    """Personalise the diffusion model on the guides."""
+    study, disease = given.study, given.study.disease
+    guides = given.manifest("prepare").where(split="guide")
+    prompts = expand(disease.class_prompts, disease.attributes, study.dreambooth.class_images, study.seed)
+    done = dreambooth.train(
+        backbone.load(study.backbone), guides, disease.subject, [prompt.text for prompt in prompts], study.dreambooth,
+        given.out, given.work, study.seed, given.logger,
+    )  # fmt: skip
+    metrics = {f"final/{name}_loss": value for name, value in done.final.items()}
+    return Result(metrics, files=done.grids, inputs={"guides": guides})
+
+
+def run_generate(given: Context) -> Result:
+    """Make candidates."""
+    study, config, disease = given.study, given.study.generate, given.study.disease
+    real = given.manifest("prepare")
+    parent = artifact.finished(given.before["dreambooth"])
+    assert parent is not None  # pipeline.py runs a stage only after those it reads
+    painted = config.mode == "paint"
+    backgrounds = real.where(lambda r: r.split == "train" and r.label != disease.positive) if painted else None
+    negative = disease.negative_prompt
+    prompts = (
+        expand(disease.templates, disease.attributes, config.candidates, study.seed, negative)
+        if backgrounds is None
+        else expand_over(disease.templates, disease.attributes, backgrounds, config.candidates, study.seed, negative)
+    )
+    personalised = backbone.load(_personalised(given))
+    candidates = generate(
+        personalised, prompts, config, disease.positive, disease.guides.set, study.seed, study.folder, given.out,
+        backgrounds, parent.output,
+    )  # fmt: skip
+    return Result({"candidates": len(candidates)}, [given.out / "contact_sheet.png"], {"candidates": candidates})
+
+
+def _personalised(given: Context) -> BackboneConfig:
+    weights = given.before["dreambooth"] / WEIGHTS
+    return replace(given.study.backbone, source=str(weights), revision=None)
+
+
+def run_review(given: Context) -> Result:
+    """Decide on every candidate."""
+    real, candidates = given.manifest("prepare"), given.manifest("generate")
+    decided = decide(candidates, real.where(split="guide"), given.study.review, given.study.dataset.size, real)
+    decided.write(given.out / MANIFEST)
+    accepted, rejected = decided.where(decision="accept"), decided.where(decision="reject")
+    # "near copy of guide lesion-12ab (flipped): similarity ..." counts as "near copy"
+    reasons = Counter(record.reason.split(":")[0].split(" of ")[0] for record in rejected)
+    metrics = {f"rejected/{reason}": float(count) for reason, count in sorted(reasons.items())}
+    tags = {"reviewer": ", ".join(sorted(set(decided.column("reviewer"))))}
+    return Result({"accepted": len(accepted), **metrics}, [given.out / MANIFEST], {"accepted": accepted}, tags=tags)
+
+
+def training_images(given: Context) -> Manifest:
+    """Return what the arm trains on: real images of the other classes, and the disease class as the arm says."""
+    real, disease = given.manifest("prepare"), given.study.disease
+    images = real.where(lambda r: r.split == "train" and r.label != disease.positive)
+    for kind in given.study.arm.positives:
+        if kind == "synthetic":
+            images += given.manifest("review").where(decision="accept").with_values(lambda _: {"split": "train"})
+        elif kind == "guides":
+            images += real.where(split="guide")
+        else:
+            images += real.where(split="train", label=disease.positive)
+    return images
+
+
+def run_classify(given: Context) -> Result:
+    """Train the classifier; epoch and threshold come from validation."""
+    study = given.study
+    images, validation = training_images(given), given.manifest("prepare").where(split="val")
+    done = train(
+        images, validation, study.disease.classes, study.classifier, given.out, given.work, study.seed, given.logger
+    )
+    images.write(given.out / "training.csv")
+    done.val_predictions.write(given.out / "validation.csv")
+    _write_rows(given.out / "history.csv", done.history)
+    best = {f"best/{name}": value for name, value in done.history[done.best_epoch].items()}
+    return Result(
+        {**best, "threshold": done.threshold},
+        [given.out / "history.csv", given.out / "validation.csv"],
+        {"training": images, "validation": validation},
+        classifier=done.weights,
+    )
+
+
+def run_evaluate(given: Context) -> Result:
+    """Open the test set, once, and predict on it."""
+    study = given.study
+    test = given.manifest("prepare").where(split="test")
+    opening = open_test_set(given, test)
+    predictions = predict(given.before["classify"] / WEIGHTS, test, study.classifier.batch_size)
+    predictions.write(given.out / "predictions.csv")
+    result = evaluate(predictions, test, _threshold(given), study.disease.positive, study.seed)
+    probes = _probes(given)
+    artifact.write_json(given.out / "evaluation.json", asdict(result))
+    artifact.write_json(given.out / "probes.json", [asdict(probe) for probe in probes])
+    return Result(
+        read_headline(given.out),
+        [given.out / "predictions.csv"],
+        {"testing": test},
+        tags={"test_opening": opening.number},
+    )
+
+
+def open_test_set(given: Context, test: Manifest) -> Opening:
+    """Enter the opening into the ledger before any test label is read."""
+    ledger = Ledger(given.study.folder / "ledger")
+    return ledger.open(test.digest(), given.out.name, given.run_id, given.study.evaluate.reopen)
+
+
+def _rows(estimates: Mapping[str, Estimate]) -> dict[str, float]:
+    """Return test metrics with their intervals' ends, under MLflow names."""
+    rows: dict[str, float] = {}
+    for name, estimate in estimates.items():
+        rows |= {f"test/{name}": estimate.value, f"test/{name}_low": estimate.low, f"test/{name}_high": estimate.high}
+    return {name: value for name, value in rows.items() if value == value}
+
+
+def read_headline(folder: Path) -> dict[str, float]:
+    """Return the test metrics and probes that a finished evaluation left in its folder."""
+    saved = json.loads((folder / "evaluation.json").read_text())["estimates"]
+    estimates = {name: Estimate(**value) for name, value in saved.items()}
+    return {**_rows(estimates), **_probe_metrics(_read_probes(folder / "probes.json"))}
+
+
+def _probes(given: Context) -> tuple[Probe, ...]:
+    """Tell accepted synthetic images of the disease from real ones; test images take no part."""
+    if not given.study.generates:
+        return ()
+    positive = given.study.disease.positive
+    real = given.manifest("prepare").where(lambda r: r.label == positive and r.split in ("guide", "train", "val"))
+    synthetic = given.manifest("review").where(decision="accept")
+    images = real + synthetic
+    pixels = load_batch(images, given.study.dataset.size)
+    is_synthetic = np.array([record.origin == "synthetic" for record in images])
+    return image_probes(
+        pixels, is_synthetic, probe_groups(images), "synthetic from real images of the disease", "origin"
+    )
+
+
+def _probe_metrics(probes: Sequence[Probe]) -> dict[str, float]:
+    best = {probe.name: max(probe.models.values(), key=lambda e: e.value) for probe in probes}
+    return {f"probe/{name}": estimate.value for name, estimate in best.items()}
+
+
+def _threshold(given: Context) -> float:
+    return float(json.loads((given.before["classify"] / WEIGHTS / "model.json").read_text())["threshold"])
+
+
+def run_report(given: Context) -> Result:
+    """Write the report from what the stages before it left."""
+    study, disease = given.study, given.study.disease
+    real = given.manifest("prepare")
+    test = real.where(split="test")
+    result = evaluate(
+        Predictions.read(given.before["evaluate"] / "predictions.csv"),
+        test,
+        _threshold(given),
+        disease.positive,
+        study.seed,
+    )
+    audit = json.loads((given.before["prepare"] / "audit.json").read_text())
+    described = json.loads((given.before["classify"] / WEIGHTS / "model.json").read_text())
+    trained = given.before.get("dreambooth")
+    page = write_report(
+        ReportInput(
+            study=study.study,
+            title=f"{disease.name}: {', '.join(disease.classes)}",
+            backbone=study.backbone.name,
+            arm=study.arm.name,
+            real=real,
+            candidates=given.manifest("review") if study.generates else Manifest((), study.folder),
+            training=Manifest.read(given.before["classify"] / "training.csv", study.folder),
+            evaluation=result,
+            openings=Ledger(study.folder / "ledger").openings(test.digest()),
+            probes=_read_probes(given.before["evaluate"] / "probes.json"),
+            diffusion_losses=_losses(trained),
+            history=_read_rows(given.before["classify"] / "history.csv"),
+            best_epoch=described["epoch"],
+            stages=given.stages,
+            commands=given.commands,
+            versions=_versions(),
+            seeds={"seed": study.seed, "dataset.seed": study.dataset.seed},
+            quarantined=audit["quarantined"],
+            duplicates=audit["duplicates"],
+            leaks=len(audit["leaks"]),
+            warnings=audit["warnings"],
+            samples=sorted((trained / "samples").glob("*.png")) if trained else (),
+        ),
+        given.out,
+    )
+    return Result(files=[page, given.out / "report.json", given.out / "figures"])
+
+
+def _losses(trained: Path | None) -> list[dict[str, float]]:
+    """Return DreamBooth's losses by step; none for an arm without it and for the control without a step."""
+    file = trained / "losses.csv" if trained else None
+    return _read_rows(file) if file and file.is_file() else []
+
+
+def _versions() -> dict[str, str]:
+    own = {"synthvision": __version__, "python": platform.python_version()}
+    return own | {package: version(package) for package in PACKAGES}
+
+
+def _read_probes(file: Path) -> list[Probe]:
+    rows = json.loads(file.read_text())
+    models = [{name: Estimate(**value) for name, value in row.pop("models").items()} for row in rows]
+    return [Probe(models=each, **row) for row, each in zip(rows, models, strict=True)]
+
+
+def _write_rows(file: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [",".join(names), *(",".join(str(row.get(name, "")) for name in names) for row in rows)]
+    artifact.write_text(file, "\n".join(lines) + "\n")
+
+
+def _read_rows(file: Path) -> list[dict[str, float]]:
+    with file.open(newline="") as handle:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(handle)]
+
+
+def run_pretrain(given: Context) -> Result:
+    """Train the weights that ship with the package, and say beside each how it was made."""
+    settings = given.study.pretrain
+    tiny = pretrain(settings.backbone, given.out / "tiny", given.work / "tiny", settings.seed, given.logger)
+    vit = pretrain_vit(settings.vit, given.out / "tiny_vit", given.work / "tiny_vit", settings.seed, given.logger)
+    for name, config, metrics in (("tiny", settings.backbone, tiny), ("tiny_vit", settings.vit, vit)):
+        made = {"command": "synthvision stage=pretrain", "seed": settings.seed, "config": asdict(config)}
+        artifact.write_json(given.out / name / "provenance.json", {**made, "metrics": metrics, "versions": _versions()})
+    return Result({**tiny, **vit}, [given.out / "tiny" / "samples.png"])
+
+
+def source_digest(study: Study) -> str:
+    """Return a digest of the user's files: names below their folders, and contents."""
+    folders = {Path(source.folder) for source in study.dataset.sources} | {Path(study.disease.guides.folder)}
+    tables = {Path(source.file) for source in study.dataset.sources if hasattr(source, "file")}
+    files = {path for folder in folders if folder.is_dir() for path in folder.rglob("*") if path.is_file()}
+    rows: list[Any] = [(path.name, artifact.sha256_file(path)) for path in sorted(files | tables)]
+    return artifact.digest_of(rows)

@@ -1,0 +1,125 @@
+"""A study in plain values: what is asked, of which images, with which recipes. Each field is a group of `conf/`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from synthvision.classification.pretrain import VitPretrainConfig
+from synthvision.classification.train import ClassifierConfig
+from synthvision.data.intake import FolderSource, GuideSource, TableSource
+from synthvision.data.phantom import PhantomConfig
+from synthvision.diffusion.backbone import BackboneConfig
+from synthvision.diffusion.dreambooth import DreamBoothConfig, Subject
+from synthvision.diffusion.generate import GenerationConfig
+from synthvision.diffusion.pretrain import PretrainConfig
+from synthvision.review.unattended import UnattendedPolicy
+
+POSITIVES = ("synthetic", "guides", "real")
+
+
+@dataclass(frozen=True)
+class Disease:
+    """What is looked for, and how the diffusion model is told of it.
+
+    Raises:
+        ValueError: fewer than two classes, a class twice, or guides of a class that is not the first.
+    """
+
+    name: str
+    classes: Sequence[str]  # the disease first: it is the positive class
+    guides: GuideSource
+    subject: Subject
+    class_prompts: Sequence[str]  # templates of what prior preservation keeps
+    templates: Sequence[str]  # templates of prompts for candidates
+    attributes: Mapping[str, Sequence[str]]  # what the templates' fields may be
+    negative_prompt: str
+
+    def __post_init__(self) -> None:
+        if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"disease.classes must be two or more different names; they are {list(self.classes)}")
+        if self.guides.label != self.positive:
+            raise ValueError(
+                f"disease.guides.label must be the first of disease.classes, {self.positive!r}; "
+                f"it is {self.guides.label!r}"
+            )
+
+    @property
+    def positive(self) -> str:
+        """The class that is looked for."""
+        return self.classes[0]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Where real images come from and how many go into which split."""
+
+    folder: str
+    phantom: PhantomConfig | None  # drawn into `folder` first
+    sources: Sequence[FolderSource | TableSource]
+    counts: Mapping[str, Mapping[str, int]]  # label -> train / val / test -> images
+    size: int  # side of the prepared images in pixels
+    leaks: str  # "stop" or "drop"
+    seed: int  # of the split; not the study's: all seeds of a study are judged on the same images
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What the disease class is trained on.
+
+    Raises:
+        ValueError: nothing, or something unknown.
+    """
+
+    name: str
+    positives: Sequence[str]  # of POSITIVES
+
+    def __post_init__(self) -> None:
+        if not self.positives or not set(self.positives) <= set(POSITIVES):
+            raise ValueError(f"arm.positives must be one or more of {POSITIVES}; it is {list(self.positives)}")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """The test set is opened once; again only for a reason, which the ledger and the report keep."""
+
+    reopen: str | None
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """How the weights that ship with the package were trained."""
+
+    seed: int
+    backbone: PretrainConfig
+    vit: VitPretrainConfig
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything a study's result depends on."""
+
+    study: str
+    seed: int
+    root: str
+    backbone: BackboneConfig
+    disease: Disease
+    dataset: Dataset
+    dreambooth: DreamBoothConfig
+    generate: GenerationConfig
+    review: UnattendedPolicy
+    classifier: ClassifierConfig
+    evaluate: EvaluationConfig
+    arm: Arm
+    pretrain: Pretraining
+
+    @property
+    def folder(self) -> Path:
+        """The study folder: every path in a manifest is relative to it."""
+        return Path(self.root) / self.study
+
+    @property
+    def generates(self) -> bool:
+        """Whether the arm needs synthetic images."""
+        return "synthetic" in self.arm.positives

@@ -1,0 +1,121 @@
+"""Every file in conf/ composes, resolves and makes its dataclasses."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from synthvision import cli
+from synthvision.pipeline import STAGES
+
+CONF = cli.ROOT / "conf"
+OPTIONS = sorted(file.relative_to(CONF).with_suffix("").as_posix() for file in CONF.glob("*/*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def configs() -> Iterator[None]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str) -> DictConfig:
+    return compose("config", list(overrides))
+
+
+def option(name: str) -> str:
+    group, choice = name.split("/")
+    return f"{group}={choice}"
+
+
+def fitting(name: str) -> list[str]:
+    """Return the override for an option, and for its partner: a disease without its data makes no study."""
+    group, choice = name.split("/")
+    partners = {"disease/example": "dataset=folders", "dataset/folders": "disease=example"}
+    if group in ("disease", "dataset") and name not in partners:
+        partners[name] = f"{'dataset' if group == 'disease' else 'disease'}={choice}"
+    return [option(name), *([partners[name]] if name in partners else [])]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_option_composes_resolves_and_makes_a_study(name: str) -> None:
+    config = composed(*fitting(name))
+    resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(resolved, dict)
+    assert cli.study_of(config).study == resolved["study"]
+    assert cli.make(config, "tracking").root == "mlruns"
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_file_says_what_it_is(name: str) -> None:
+    lines = [line for line in (CONF / f"{name}.yaml").read_text().splitlines() if not line.startswith("# @package")]
+    assert lines[0].startswith("# "), f"{name}.yaml needs a comment on top"
+
+
+def test_stages_are_those_of_the_pipeline() -> None:
+    names = {OmegaConf.load(file).name: file.stem for file in (CONF / "stage").glob("*.yaml")}
+    assert names == {name: name for name in (*STAGES, "pipeline", "pretrain", "ui")}
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if not name.startswith("experiment/")])
+def test_a_choice_on_the_command_line_beats_the_experiment(name: str) -> None:
+    config, group = composed("experiment=hpv", option(name)), name.split("/")[0]
+    file = OmegaConf.load(CONF / f"{name}.yaml")
+    chosen = config if group == "arm" else config[group]  # an arm may change several groups
+    assert OmegaConf.merge(chosen, file) == chosen
+
+
+def test_a_value_holds_whatever_the_stage() -> None:
+    for stage in ("prepare", "classify", "ui"):
+        assert composed(f"stage={stage}", "experiment=hpv", "classifier.lr=1e-3").classifier.lr == 1e-3
+
+
+def test_the_experiment_beats_the_defaults_and_the_arm_beats_both() -> None:
+    assert composed("experiment=hpv").dreambooth.unet_steps == 2000
+    assert composed("experiment=hpv", "arm=no_personalisation").dreambooth.unet_steps == 0
+    assert composed("experiment=mpox").generate.candidates == 1600
+
+
+def test_papers_recipes() -> None:
+    hpv, mpox = composed("experiment=hpv"), composed("experiment=mpox")
+    steps = (hpv.dreambooth.unet_steps, hpv.dreambooth.unet_lr, hpv.dreambooth.text_steps, hpv.dreambooth.text_lr)
+    assert steps == (2000, 2e-6, 350, 4e-7)
+    assert (hpv.classifier.batch_size, hpv.classifier.epochs, hpv.classifier.lr) == (64, 150, 1e-4)
+    assert (hpv.classifier.optimizer, mpox.classifier.optimizer) == ("rmsprop", "adam")
+    assert hpv.dataset.counts == {
+        "warts": {"train": 0, "val": 50, "test": 70},
+        "normal": {"train": 500, "val": 50, "test": 70},
+    }
+    model = mpox.classifier.model
+    assert (model.image_size, model.hidden, mpox.classifier.batch_size) == (384, 128, 32)
+    assert [mpox.dataset.counts.other[split] for split in ("train", "val", "test")] == [1000, 150, 100]
+
+
+def test_counts_and_sources_know_the_disease_s_classes() -> None:
+    for experiment in ("phantom", "hpv", "mpox"):
+        config = composed(f"experiment={experiment}")
+        assert list(config.dataset.counts) == list(config.disease.classes)
+        assert config.disease.guides.label == config.disease.classes[0]
+        assert config.review.accept <= config.generate.candidates
+
+
+def test_prompts_use_the_identifier_and_known_attributes() -> None:
+    for experiment in ("phantom", "hpv", "mpox"):
+        disease = composed(f"experiment={experiment}").disease
+        for template in disease.templates:
+            assert disease.subject.identifier in template.split()
+            template.format(**{name: values[0] for name, values in disease.attributes.items()})
+        for prompt in disease.class_prompts:
+            assert disease.subject.identifier not in prompt.split()
+            prompt.format(**{name: values[0] for name, values in disease.attributes.items()})
+
+
+def test_defaults_are_in_order() -> None:
+    """`_self_` first, or it beats the experiment; the arm after the experiment, or it is beaten by it."""
+    defaults = OmegaConf.load(CONF / "config.yaml").defaults
+    names = [item if isinstance(item, str) else next(iter(item)) for item in defaults]
+    wanted = ["_self_", "experiment", "arm"]
+    places = [names.index(name) for name in wanted]
+    assert all(first < second for first, second in pairwise(places))
+    assert names[0] == "_self_"

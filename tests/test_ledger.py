@@ -1,0 +1,82 @@
+"""The ledger: one free opening, a reason for each more, and no line changed unnoticed."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from synthvision.evaluation.ledger import Ledger, LedgerError
+
+TEST_SET = "ab" * 32
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger(tmp_path / "ledger")
+
+
+def test_the_first_opening_is_free_and_the_second_needs_a_reason(ledger):
+    first = ledger.open(TEST_SET, "e1", "run-1", who="ada")
+    assert (first.number, first.who, first.run, first.reason) == (1, "ada", "run-1", "")
+    for reason in (None, "", "  "):
+        with pytest.raises(LedgerError, match=r"opened once.*by ada.*run-1.*evaluate\.reopen"):
+            ledger.open(TEST_SET, "e2", "run-2", reason)
+    second = ledger.open(TEST_SET, "e2", "run-2", "control arm", who="ada")
+    assert (second.number, second.reason, second.previous) == (2, "control arm", first.hash)
+    assert ledger.openings(TEST_SET) == (first, second)
+    with pytest.raises(LedgerError, match="opened 2 times"):
+        ledger.open(TEST_SET, "e3", "run-3")
+
+
+def test_an_interrupted_evaluation_that_runs_again_is_the_same_opening(ledger):
+    first = ledger.open(TEST_SET, "e1", "run-1")
+    assert ledger.open(TEST_SET, "e1", "run-1-again") == first
+    assert len(ledger.openings(TEST_SET)) == 1
+
+
+def test_each_test_set_has_a_ledger_of_its_own(ledger):
+    ledger.open(TEST_SET, "e1", "run-1")
+    assert ledger.open("cd" * 32, "e1", "run-1").number == 1
+
+
+def test_opening_adds_a_line_and_leaves_the_others_as_they_are(ledger):
+    ledger.open(TEST_SET, "e1", "run-1")
+    before = ledger.file(TEST_SET).read_text()
+    ledger.open(TEST_SET, "e2", "run-2", "second reader: Zoë")
+    after = ledger.file(TEST_SET).read_text()
+    assert after.startswith(before)
+    assert len(after.splitlines()) == 2
+
+
+def tampered(lines):
+    changed = json.loads(lines[1])
+    changed["reason"] = "harmless"
+    yield [lines[0], json.dumps(changed), lines[2]], "line 2"
+    yield [lines[0], lines[2]], "line 2"
+    yield lines[1:], "line 1"
+    yield [lines[0], lines[2], lines[1]], "line 2"
+    yield [lines[0][:50], *lines[1:]], "line 1"
+
+
+@pytest.mark.parametrize("case", range(5))
+def test_a_changed_removed_or_reordered_line_is_found(ledger, case):
+    for number in range(3):
+        ledger.open(TEST_SET, f"e{number}", "run", "why" if number else None)
+    file = ledger.file(TEST_SET)
+    lines, where = list(tampered(file.read_text().splitlines()))[case]
+    file.write_text("\n".join(lines) + "\n")
+    with pytest.raises(LedgerError, match=where):
+        ledger.openings(TEST_SET)
+    with pytest.raises(LedgerError, match=where):
+        ledger.open(TEST_SET, "e9", "run", "why")
+
+
+def test_openings_at_the_same_time_are_all_recorded(ledger):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: ledger.open(TEST_SET, f"e{n}", "run", "sweep"), range(16)))
+    assert [opening.number for opening in ledger.openings(TEST_SET)] == list(range(1, 17))
+
+
+def test_a_test_set_is_named_by_a_digest(ledger):
+    with pytest.raises(ValueError, match="test_set must be a digest"):
+        ledger.open("../elsewhere", "e1", "run")

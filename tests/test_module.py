@@ -1,0 +1,144 @@
+"""One step: its loss, its draws, its optimizers; and the batches it gets."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from synthvision.classification.augment import STANDARD, AugmentConfig
+from synthvision.classification.batches import Batch, EvalBatches, TrainBatches
+from synthvision.classification.model import ModelConfig, as_input
+from synthvision.classification.module import OPTIMIZERS, Classifier, ClassifierConfig, lr_factor
+from synthvision.data.torch_data import ImageTensors
+
+MODEL = ModelConfig("vit_tiny_patch16_224", 16, 8, 8, 2, 2)
+DROPPING = ModelConfig("vit_tiny_patch16_224", 16, 8, 8, 2, 2, attention_dropout=0.5, drop_path=0.5)
+
+
+def config(**changes: object) -> ClassifierConfig:
+    values: dict = {"model": MODEL, "optimizer": "adam", "lr": 1e-3, "epochs": 4, "batch_size": 4}
+    return ClassifierConfig(**(values | changes))
+
+
+def data(count: int = 10) -> ImageTensors:
+    draws = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, 3, 16, 16), generator=draws, dtype=torch.uint8)
+    return ImageTensors(pixels, torch.arange(count) % 2)
+
+
+def batch(epoch: int = 0, step: int = 0) -> Batch:
+    return Batch(data().images, data().labels, epoch, step)
+
+
+def module(seed: int = 0, **changes: object) -> Classifier:
+    made = Classifier(config(**changes), classes=2, steps_per_epoch=3, seed=seed)
+    made.log = made.log_dict = lambda *_, **__: None  # there is no trainer to log to
+    return made
+
+
+def test_validation_loss_is_plain_cross_entropy_without_augmentation_or_smoothing():
+    classifier = module(augment=STANDARD, label_smoothing=0.3).eval()
+    logits = classifier.model(as_input(batch().images / 255))
+    torch.testing.assert_close(classifier.step(batch(), "val"), F.cross_entropy(logits, batch().labels))
+
+
+def test_training_loss_spreads_a_share_of_the_target():
+    smooth, plain = module(label_smoothing=0.3), module()
+    log_p = plain(batch().images / 255).log_softmax(1)
+    expected = 0.7 * F.nll_loss(log_p, batch().labels) - 0.3 * log_p.mean()
+    torch.testing.assert_close(smooth.step(batch(), "train"), expected)
+
+
+@pytest.mark.parametrize("changes", [{"augment": STANDARD}, {"model": DROPPING}])
+def test_a_steps_draws_depend_on_seed_epoch_and_step_alone(changes):
+    def loss(epoch: int = 0, step: int = 0, seed: int = 0, disturb: int = 0) -> float:
+        classifier = module(**changes)
+        classifier.seed = seed
+        torch.manual_seed(disturb)
+        torch.rand(disturb)
+        return classifier.step(batch(epoch, step), "train").item()
+
+    assert loss() == loss(disturb=3)
+    assert len({loss(), loss(epoch=1), loss(step=1), loss(seed=1)}) == 4
+
+
+def test_nothing_is_drawn_from_the_global_generator():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    module(model=DROPPING, augment=STANDARD).step(batch(), "train")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_initial_weights_depend_on_the_seed_alone():
+    first, again, other = (module(seed=s).model.blocks[0].attn.qkv.weight for s in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_optimizer_is_the_named_one_with_its_rates(name):
+    optimizer = module(optimizer=name, lr=0.01, weight_decay=0.1).configure_optimizers()["optimizer"]
+    assert type(optimizer).__name__.lower() == name
+    assert optimizer.param_groups[0]["lr"] == 0.01
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1
+
+
+def test_the_rate_rises_linearly_then_follows_its_schedule():
+    assert [lr_factor(step, 4, 12, "constant") for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    cosine = [lr_factor(step, 4, 12, "cosine") for step in range(4, 13)]
+    assert cosine == pytest.approx([(1 + math.cos(math.pi * i / 8)) / 2 for i in range(9)])
+    assert cosine[0] == 1
+    assert cosine[-1] == 0
+
+
+def test_the_rate_of_the_first_step_is_the_warmed_up_one():
+    made = module(lr=0.3, warmup_epochs=1).configure_optimizers()
+    assert made["optimizer"].param_groups[0]["lr"] == pytest.approx(0.1)  # 3 steps per epoch
+
+
+def test_training_batches_show_every_image_once_and_name_their_draws():
+    batches = TrainBatches(data(10), batch_size=4, samples=None, seed=0)
+    batches.sampler.set_epoch(2)
+    seen = list(batches)
+    assert [(len(b.labels), b.epoch, b.step) for b in seen] == [(4, 2, 0), (4, 2, 1), (2, 2, 2)]
+    assert len(batches) == 3
+    shown = sorted(image.numpy().tobytes() for b in seen for image in b.images)
+    assert shown == sorted(image.numpy().tobytes() for image in data(10).images)
+
+
+def test_a_number_of_samples_shows_the_classes_equally():
+    few = ImageTensors(data(12).images, torch.tensor([0, 0, *[1] * 10]))
+    labels = torch.cat([b.labels for b in TrainBatches(few, 8, 40, 0)])
+    assert torch.bincount(labels).tolist() == [20, 20]
+
+
+def test_evaluation_batches_keep_the_order():
+    batches = EvalBatches(data(10), 4)
+    assert torch.equal(torch.cat([b.images for b in batches]), data(10).images)
+    assert torch.equal(torch.cat([b.labels for b in batches]), data(10).labels)
+    assert len(batches) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": "sgd"}, "optimizer must be one of .*'sgd'"),
+        ({"lr": 0.0}, "lr must be above 0"),
+        ({"epochs": 0}, "epochs"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"weight_decay": -1}, "weight_decay"),
+        ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"schedule": "step"}, "schedule"),
+        ({"warmup_epochs": 4}, "warmup_epochs must be .*below epochs=4"),
+        ({"samples_per_epoch": 0}, "samples_per_epoch"),
+        ({"precision": "16"}, "precision"),
+    ],
+)
+def test_broken_rules_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        config(**changes)
+
+
+def test_no_augmentation_is_the_default():
+    assert config().augment == AugmentConfig()

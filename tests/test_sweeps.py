@@ -1,0 +1,69 @@
+"""Every file in sweeps/ starts a multirun whose jobs all compose and make their dataclasses."""
+
+from collections.abc import Iterator
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from synthvision import cli
+
+FOLDER = cli.ROOT / "sweeps"
+SWEEPS = sorted(file.stem for file in FOLDER.glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def configs() -> Iterator[None]:
+    cli.register_sweeps(FOLDER)
+    with initialize_config_dir(str(cli.ROOT / "conf"), version_base="1.3"):
+        yield
+
+
+def sweep(name: str) -> DictConfig:
+    return compose("config", [f"+sweeps={name}"], return_hydra_config=True)
+
+
+def jobs(name: str) -> list[list[str]]:
+    """Return each job's overrides, as Hydra's own sweeper makes them."""
+    params = [f"{key}={value}" for key, value in sweep(name).hydra.sweeper.params.items()]
+    parsed = OverridesParser.create().parse_overrides(params)
+    return [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+
+
+def test_there_are_sweeps() -> None:
+    assert "phantom_arms" in SWEEPS
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_starts_a_multirun_by_itself(name: str) -> None:
+    hydra = sweep(name).hydra
+    assert hydra.mode.name == "MULTIRUN"
+    assert all(isinstance(value, str) for value in hydra.sweeper.params.values()), "a YAML list would be a single job"
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_says_how_to_run_it(name: str) -> None:
+    text = (FOLDER / f"{name}.yaml").read_text()
+    assert text.startswith("# @package _global_\n")
+    assert f"synthvision +sweeps={name}\n" in text
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_job_makes_a_study_of_its_own(name: str) -> None:
+    resolved = []
+    for overrides in jobs(name):
+        config = compose("config", [f"+sweeps={name}", *overrides])
+        cli.study_of(config)
+        resolved.append(OmegaConf.to_yaml(config, resolve=True))
+    assert len(set(resolved)) == len(resolved) > 1
+
+
+def test_phantom_arms_are_five_arms_of_five_seeds() -> None:
+    assert len(jobs("phantom_arms")) == 25
+
+
+def test_a_value_on_the_command_line_narrows_the_sweep() -> None:
+    config = compose("config", ["+sweeps=phantom_arms", "seed=1"])
+    assert config.seed == 1
