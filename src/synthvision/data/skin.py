@@ -117,7 +117,7 @@ class _Canvas:
 
     def _pores(self) -> None:
         for _ in range(self.rng.integers(25, 60)):
-            self._blend(0.25, self._disc(*self.rng.uniform(0, SIZE, 2), 0.6), self.base * 0.6)
+            self._blend(0.25, self._disc(self.rng.uniform(0, SIZE), self.rng.uniform(0, SIZE), 0.6), self.base * 0.6)
 
     def _creases(self) -> None:
         angle = self.rng.uniform(0, np.pi)
@@ -227,7 +227,10 @@ class _Canvas:
     # Brushes.
 
     def _red(self, level: float) -> Pixels:
-        return (self.base * np.array([0.98, level * 0.75, level * 0.75]) + np.array([18, 0, 2])).astype(np.float32)
+        red: Pixels = (self.base * np.array([0.98, level * 0.75, level * 0.75]) + np.array([18, 0, 2])).astype(
+            np.float32
+        )
+        return red
 
     def _pale(self, level: float) -> Pixels:
         return (self.base + (np.array([246, 236, 214]) - self.base) * level).astype(np.float32)
@@ -260,7 +263,8 @@ def _photograph(rng: np.random.Generator, image: Pixels) -> NDArray[np.uint8]:
 
 def _inside(distance: Pixels, softness: float = 0.5) -> Pixels:
     """Antialiased coverage, 1 inside (signed distance < 0) and 0 outside."""
-    return 1 / (1 + np.exp(np.clip(distance * (2 / softness), -30, 30)))
+    covered: Pixels = 1 / (1 + np.exp(np.clip(distance * (2 / softness), -30, 30)))
+    return covered
 
 
 def _rotated(x: Pixels, y: Pixels, angle: float) -> tuple[Pixels, Pixels]:
@@ -272,7 +276,8 @@ def _noise(rng: np.random.Generator, cells: int) -> Pixels:
     """Smooth noise of unit variance, float32 (64, 64), with features of about 64 / cells pixels."""
     grid = Image.fromarray(rng.standard_normal((cells, cells)).astype(np.float32))
     smooth = np.asarray(grid.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
-    return (smooth - smooth.mean()) / (smooth.std() + 1e-6)
+    scaled: Pixels = (smooth - smooth.mean()) / (smooth.std() + 1e-6)
+    return scaled
 
 
 _RGB_TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
@@ -286,7 +291,8 @@ def _lab_to_rgb(lightness: float, red: float, yellow: float) -> Pixels:
     xyz = _WHITE * np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29))
     linear = np.clip(np.linalg.solve(_RGB_TO_XYZ, xyz), 0, 1)
     encoded = np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
-    return (encoded * 255).astype(np.float32)
+    rgb: Pixels = (encoded * 255).astype(np.float32)
+    return rgb
 
 
 def _rgb_to_lab(rgb: NDArray[np.floating]) -> tuple[float, float, float]:

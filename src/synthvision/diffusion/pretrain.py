@@ -31,9 +31,13 @@ from torch.utils.data import DataLoader
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from synthvision.data.phantom import draw_pool
+from synthvision.diffusion.backbone import BackboneConfig, load
+from synthvision.diffusion.generate import contact_sheet
+from synthvision.diffusion.sampler import denoise, draw_noise, encode_negatives, encode_prompts, to_pixels, to_tensor
 from synthvision.diffusion.tiny import (
     OPPONENT,
     PATCH,
+    RESOLUTION,
     SCHEDULER,
     TOKENS,
     new_text_encoder,
@@ -44,6 +48,7 @@ from synthvision.diffusion.tiny import (
 
 EMPTY_CAPTIONS = 0.1  # share trained without a caption, for classifier-free guidance
 EMA_DECAY = 0.999
+SAMPLES, GUIDANCE = 6, 3.0  # of the preview
 PREVIEW = (
     "photo of fair skin on the back, many small scattered moles",
     "photo of brown skin on the arm, few large scattered rings",
@@ -89,7 +94,7 @@ def pretrain(
         Reconstruction PSNR in dB of phantoms outside the pool, and the last mean losses.
     """
     pool = draw_pool(config.images, seed)
-    images = to_tensor(pool.images)
+    images = to_tensor(pool.images).contiguous()
     tokenizer = new_tokenizer([caption for group in pool.captions for caption in group])
     torch.manual_seed(seed)  # initial weights
     vae, text, unet = new_vae(images[:4000]), new_text_encoder(tokenizer), new_unet()
@@ -100,7 +105,7 @@ def pretrain(
     unet.to(memory_format=torch.channels_last)  # a tenth faster on a CPU
     base = BaseTraining(unet, text, latents, token_ids, tokenize(tokenizer, [""])[0], config, seed)
     fit(base, config.unet_steps, work / "base", config.checkpoint_every, logger)
-    averaged = base.average.module
+    averaged: Any = base.average.module
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=averaged["text"],
@@ -114,7 +119,20 @@ def pretrain(
     held_out = to_tensor(draw_pool(200, seed + 1).images)
     metrics = {"psnr": psnr(vae, held_out), "decoder/loss": decoder.recent, "base/loss": base.recent}
     pipeline.to(dtype=torch.float16).save_pretrained(out)
+    write_samples(out, seed)
     return metrics
+
+
+def write_samples(folder: Path, seed: int) -> None:
+    """Write `samples.png`: six samples for each line of PREVIEW, drawn with the weights as they ship."""
+    backbone = load(BackboneConfig("tiny", str(folder), RESOLUTION, "sd"))
+    prompts = [prompt for prompt in PREVIEW for _ in range(SAMPLES)]
+    noise = draw_noise([stream(seed, 3, index) for index in range(len(prompts))], backbone.latent_size)
+    positive, negative = encode_prompts(backbone, prompts), encode_negatives(backbone, [""])
+    with torch.no_grad():
+        latents = denoise(backbone, noise, positive.of(prompts), negative.of([""] * len(prompts)), 20, GUIDANCE)
+        images = to_pixels(backbone.decode(latents))
+    contact_sheet(images, SAMPLES, folder / "samples.png")
 
 
 class DecoderTraining(LightningModule):
@@ -159,7 +177,8 @@ class BaseTraining(LightningModule):
     ) -> None:
         super().__init__()
         self.model = torch.nn.ModuleDict({"unet": unet, "text": text})
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
+        average = get_ema_multi_avg_fn(EMA_DECAY)  # type: ignore[no-untyped-call]  # torch has no annotation there
+        self.average = AveragedModel(self.model, multi_avg_fn=average)
         self.config, self.seed, self.empty, self.recent = config, seed, empty, math.nan
         self.latents, self.token_ids = [latents], [token_ids]  # in lists: not part of the module's state
         kept = DDPMScheduler(**SCHEDULER).alphas_cumprod
@@ -208,7 +227,8 @@ def fit(module: LightningModule, steps: int, work: Path, every: int, logger: Log
     )
     last = work / "last.ckpt"
     # The loader only counts: a step's data come from (seed, step), so that a resumed run sees what any run sees.
-    trainer.fit(module, DataLoader(range(steps), batch_size=None), ckpt_path=last if last.exists() else None)
+    counter: DataLoader[int] = DataLoader(range(steps), batch_size=None)  # type: ignore[arg-type]  # a range is a fine data set
+    trainer.fit(module, counter, ckpt_path=last if last.exists() else None)
 
 
 def with_cosine(parameters: list[torch.nn.Parameter], lr: float, steps: int) -> dict[str, Any]:
@@ -231,9 +251,9 @@ def reconstruction_loss(decoded: Tensor, image: Tensor) -> Tensor:
 
 def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
     """Return token ids, int64 (N, 32)."""
-    return tokenizer(
-        list(captions), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
-    ).input_ids
+    padded = tokenizer(list(captions), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
+    ids: Tensor = padded.input_ids
+    return ids
 
 
 def stream(*key: int) -> int:
@@ -241,15 +261,10 @@ def stream(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def to_tensor(images: np.ndarray) -> Tensor:
-    """Return uint8 (N, H, W, 3) as float32 (N, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
-
-
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """Return latent means, float32 (N, 8, H/4, W/4)."""
-    return torch.cat([vae.encode(batch).latent_dist.mean for batch in images.split(250)])
+    return torch.cat([vae.encode(batch).latent_dist.mean for batch in torch.split(images, 250)])
 
 
 @torch.no_grad()

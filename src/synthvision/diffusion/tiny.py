@@ -137,8 +137,8 @@ def principal_components(images: Tensor) -> tuple[Tensor, Tensor]:
 def _set_encoder(vae: AutoencoderKL, kernel: Tensor, bias: Tensor) -> None:
     """Make diffusers' convolutional encoder compute the linear map `kernel`, `bias`.
 
-    Residual branches are zeroed; the two strided convolutions gather a 4x4 patch; the last normalisation, which cannot be
-    removed, is made harmless by constant channels that fix its variance and by an offset where SiLU is the identity.
+    Residual branches are zeroed; the two strided convolutions gather a 4x4 patch; the last normalisation, which cannot
+    be removed, is made harmless by constant channels that fix its variance and an offset where SiLU is the identity.
     """
     encoder = vae.encoder
     for module in encoder.modules():
@@ -166,7 +166,7 @@ def _set_encoder(vae: AutoencoderKL, kernel: Tensor, bias: Tensor) -> None:
     _identity(vae.post_quant_conv, CHANNELS)
 
 
-def _bypass_normalisation(encoder: nn.Module) -> None:
+def _bypass_normalisation(encoder: Any) -> None:
     constant, offset = (
         32.0,
         20.0,
@@ -184,16 +184,17 @@ def _bypass_normalisation(encoder: nn.Module) -> None:
     encoder.conv_out.bias[CHANNELS:] = 2 * torch.tensor(LATENT_STD).log()
 
 
-def _clear(convolution: nn.Module) -> None:
+def _clear(convolution: nn.Conv2d) -> None:
     convolution.weight.zero_()
-    convolution.bias.zero_()
+    if convolution.bias is not None:
+        convolution.bias.zero_()
 
 
-def _pass_through(convolution: nn.Module, channels: int, centre: int = 0) -> None:
+def _pass_through(convolution: nn.Conv2d, channels: int, centre: int = 0) -> None:
     _clear(convolution)
     for channel in range(channels):
         convolution.weight[channel, channel, centre, centre] = 1
 
 
-def _identity(convolution: nn.Module, channels: int) -> None:
+def _identity(convolution: nn.Conv2d, channels: int) -> None:
     _pass_through(convolution, channels)
