@@ -127,7 +127,7 @@ def test_pool_for_the_base_never_mentions_the_lesion() -> None:
     text = " ".join(caption for group in pool.captions for caption in group)
     assert "lesion" not in text
     assert "sks" not in text
-    assert pool.where.shape == (80, len(MARKS), 8, 8)
+    assert pool.where.shape == (80, len(MARKS), 16, 16)
     assert pool.where.any((1, 2, 3)).mean() > 0.5
     assert (draw_pool(5, seed=1).images == pool.images[:5]).all()  # image i does not depend on how many are drawn
 

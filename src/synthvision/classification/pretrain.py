@@ -1,8 +1,8 @@
 """Train the embedded tiny ViT on phantoms without the lesion class: which benign marks are where.
 
-The papers' ViTs start from ImageNet weights; this is the tiny one's counterpart. Labels are benign marks, of the whole
-picture at the class token and of each patch at its own token: dense labels teach a small network more from each
-picture.
+The papers' ViTs start from ImageNet weights; this is the tiny one's counterpart. Labels are benign marks: of the whole
+picture at the class token, of each quarter of a patch at its own token. Dense labels teach a small network more from
+each picture.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, pixel_shuffle
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import multilabel_auroc
@@ -83,21 +83,21 @@ def pretrain_vit(
 
 
 class MarkTraining(LightningModule):
-    """Predicts marks from the class token (B, kinds) and from each patch token (B, kinds, 8, 8)."""
+    """Predicts marks from the class token (B, kinds) and, as 2x2 cells, from each patch token (B, kinds, 16, 16)."""
 
     def __init__(self, config: VitPretrainConfig, pool: Pool, seed: int) -> None:
         super().__init__()
         self.config, self.pool, self.seed = config, pool, seed
-        self.vit: Any = build(config.model, len(MARKS))
-        for layer in self.vit.modules():
+        vit: Any = build(config.model, len(MARKS))
+        for layer in vit.modules():
             if hasattr(layer, "fused_attn"):
                 layer.fused_attn = False  # on a CPU the fused kernel's backward is slow in bf16
-        self.patch_head = nn.Linear(self.vit.num_features, len(MARKS))
+        self.vit, self.patch_head = vit, nn.Linear(vit.num_features, 4 * len(MARKS))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         tokens = self.vit.forward_features(images)  # (B, 1 + 64, width)
-        patches = self.patch_head(tokens[:, 1:]).transpose(1, 2).unflatten(2, (8, 8))
-        return self.vit.forward_head(tokens), patches
+        patches = self.patch_head(tokens[:, 1:]).transpose(1, 2).unflatten(2, (8, 8))  # (B, 4 * kinds, 8, 8)
+        return self.vit.forward_head(tokens), pixel_shuffle(patches, 2)
 
     def training_step(self, _: Any) -> Tensor:
         rng = np.random.default_rng([self.seed, 3, self.global_step])

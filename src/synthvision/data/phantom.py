@@ -38,6 +38,7 @@ CLASSES = ("lesion", "normal", "other")
 IDENTIFIER = "sks"  # the token that DreamBooth binds to the lesion; the base has never seen it
 CLASS_NOUN = "spots"  # what any benign mark may also be called
 COLUMNS = ("file", "label", "patient", "skin_tone", "body_part", "caption")
+CELLS = 16  # squares per side in which a pool says what marks are where
 IMAGES_PER_PATIENT = (1, 4)
 GUIDE_STREAM = 1_000_000  # keeps guides' random draws apart from every class's
 
@@ -161,14 +162,14 @@ class Pool:
     """Phantoms without the lesion class, to train the shipped weights on: no lesion's image, no lesion's caption."""
 
     images: NDArray[np.uint8]  # (N, 64, 64, 3)
-    where: NDArray[np.bool_]  # (N, kinds of mark, 8, 8): the mark is seen in this 8x8-pixel patch
+    where: NDArray[np.bool_]  # (N, kinds of mark, 16, 16): the mark is seen in this square of 4x4 pixels
     captions: tuple[tuple[str, ...], ...]  # N tuples of alternative captions
 
 
 def draw_pool(count: int, seed: int) -> Pool:
     """Draw `count` phantoms, a sixth of them without marks; image i depends on (seed, i) only."""
     images = np.empty((count, SIZE, SIZE, 3), np.uint8)
-    where = np.zeros((count, len(MARKS), 8, 8), np.bool_)
+    where = np.zeros((count, len(MARKS), CELLS, CELLS), np.bool_)
     captions = []
     for index in track(range(count), description="drawing phantoms"):
         rng = np.random.default_rng([seed, index])
@@ -176,7 +177,7 @@ def draw_pool(count: int, seed: int) -> Pool:
         scene = random_scene(rng, "other" if rng.random() < 0.6 else "normal", skin)
         images[index], seen = draw(rng, skin, scene.part, scene.marks)
         for kind, mask in seen.items():
-            where[index, MARKS.index(kind)] = mask.reshape(8, 8, 8, 8).max((1, 3)) > 0.3
+            where[index, MARKS.index(kind)] = mask.reshape(CELLS, SIZE // CELLS, CELLS, SIZE // CELLS).max((1, 3)) > 0.3
         generic = {mark.kind: CLASS_NOUN for mark in scene.marks}
         captions.append((scene.caption(), scene.caption(), scene.caption(), scene.caption(generic)))
     return Pool(images, where, tuple(captions))

@@ -212,12 +212,12 @@ class _Canvas:
     def _lesion(self, x: float, y: float, scale: float, stage: str) -> None:
         """An umbilicated pustule: red halo, raised pale disc, dark centre; how much of each depends on the stage."""
         halo, disc, centre, width = {
-            "early": (0.5, 0.45, 0.55, 0.26),
+            "early": (0.5, 0.5, 0.6, 0.3),
             "mature": (0.55, 0.8, 0.85, 0.34),
             "crusted": (0.3, 0.65, 0.9, 0.56),
         }[stage]
         strength = self.rng.uniform(0.8, 1.1)
-        radius = 3.4 * scale * self.rng.uniform(0.85, 1.2)
+        radius = 4.2 * scale * self.rng.uniform(0.85, 1.2)
         outside = np.maximum(np.hypot(XX - x, YY - y) - radius, 0)
         self._blend(halo * strength, np.exp(-((outside / (0.55 * radius)) ** 2)), self._red(0.84))
         self._blend(disc * strength, self._disc(x, y, radius, oval=0.12), self._pale(0.5))
