@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from test_pipeline import SMALL
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,12 @@ def test_help_from_another_folder(command: Path, tmp_path: Path) -> None:
     help_ = output([str(command), "--help"], tmp_path)
     assert "experiment: hpv, mpox, phantom" in help_
     assert "sweeps: phantom_arms" in help_
+
+
+def test_a_short_study_from_another_folder(command: Path, tmp_path: Path) -> None:
+    printed = output([str(command), *SMALL], tmp_path)
+    assert "95% interval" in printed
+    assert len(list((tmp_path / "studies" / "phantom" / "report").glob("*/report.html"))) == 1
 
 
 def test_configs_and_sweeps_are_found(command: Path, tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ from synthvision.diffusion.tiny import (
 
 EMPTY_CAPTIONS = 0.1  # share trained without a caption, for classifier-free guidance
 EMA_DECAY = 0.999
+MARK_WEIGHT = 4.0  # marks cover few latents; unweighted, the loss is that of the skin's texture
 SAMPLES, GUIDANCE = 6, 3.0  # of the preview
 PREVIEW = (
     "photo of fair skin on the back, many small scattered moles",
@@ -103,7 +104,8 @@ def pretrain(
     fit(decoder, config.decoder_steps, work / "decoder", config.checkpoint_every, logger)
     token_ids = torch.stack([tokenize(tokenizer, group) for group in pool.captions])  # (N, captions, tokens)
     unet.to(memory_format=torch.channels_last)  # a tenth faster on a CPU
-    base = BaseTraining(unet, text, latents, token_ids, tokenize(tokenizer, [""])[0], config, seed)
+    marked = torch.from_numpy(pool.where.any(1)).float()  # (N, 16, 16): latents that show a mark
+    base = BaseTraining(unet, text, latents, token_ids, marked, tokenize(tokenizer, [""])[0], config, seed)
     fit(base, config.unet_steps, work / "base", config.checkpoint_every, logger)
     averaged: Any = base.average.module
     pipeline = StableDiffusionPipeline(
@@ -171,6 +173,7 @@ class BaseTraining(LightningModule):
         text: CLIPTextModel,
         latents: Tensor,
         token_ids: Tensor,
+        marked: Tensor,
         empty: Tensor,
         config: PretrainConfig,
         seed: int,
@@ -180,7 +183,8 @@ class BaseTraining(LightningModule):
         average = get_ema_multi_avg_fn(EMA_DECAY)  # type: ignore[no-untyped-call]  # torch has no annotation there
         self.average = AveragedModel(self.model, multi_avg_fn=average)
         self.config, self.seed, self.empty, self.recent = config, seed, empty, math.nan
-        self.latents, self.token_ids = [latents], [token_ids]  # in lists: not part of the module's state
+        # In lists: not part of the module's state.
+        self.latents, self.token_ids, self.marked = [latents], [token_ids], [marked]
         kept = DDPMScheduler(**SCHEDULER).alphas_cumprod
         self.alpha, self.sigma = kept.sqrt(), (1 - kept).sqrt()  # (1000,), fp32
 
@@ -198,7 +202,9 @@ class BaseTraining(LightningModule):
         alpha, sigma = (values[t].view(-1, 1, 1, 1) for values in (self.alpha, self.sigma))
         context = self.model["text"](ids)[0]
         v = self.model["unet"](alpha * x_0 + sigma * noise, t, context).sample
-        loss = torch.nn.functional.mse_loss(v, alpha * noise - sigma * x_0)
+        error = (v - (alpha * noise - sigma * x_0)).square().mean(1)  # (B, 16, 16)
+        weight = 1 + MARK_WEIGHT * self.marked[0][chosen]
+        loss = (weight * error).sum() / weight.sum()
         self.recent = (
             0.99 * self.recent + 0.01 * float(loss.detach()) if self.recent == self.recent else float(loss.detach())
         )

@@ -1,0 +1,34 @@
+"""A study's values check themselves."""
+
+import pytest
+
+from synthvision.data.intake import GuideSource
+from synthvision.diffusion.dreambooth import Subject
+from synthvision.study import Arm, Disease
+
+SUBJECT = Subject("sks", "photo of sks spots", "photo of spots")
+
+
+def disease(classes: list[str], label: str) -> Disease:
+    return Disease("x", classes, GuideSource("guides", label), SUBJECT, ["photo of skin"], ["photo of sks"], {}, "")
+
+
+def test_positive_is_the_first_class() -> None:
+    assert disease(["wart", "normal"], "wart").positive == "wart"
+
+
+@pytest.mark.parametrize("classes", [["wart"], ["wart", "wart"]])
+def test_classes_are_two_or_more_names(classes: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"disease\.classes"):
+        disease(classes, "wart")
+
+
+def test_guides_show_the_positive_class() -> None:
+    with pytest.raises(ValueError, match=r"disease\.guides\.label.*'wart'.*'normal'"):
+        disease(["wart", "normal"], "normal")
+
+
+@pytest.mark.parametrize("positives", [[], ["synthetic", "imagined"]])
+def test_arm_knows_what_it_trains_on(positives: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"arm\.positives"):
+        Arm("mine", positives)
