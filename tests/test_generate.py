@@ -22,9 +22,6 @@ CONFIG = GenerationConfig(
     steps=3,
     guidance=2.0,
     batch_size=4,
-    templates=("{skin_tone} skin",),
-    attributes={"skin_tone": ("fair", "dark")},
-    negative_prompt="",
     mask_radius=(0.2, 0.4),
     strength=1.0,
 )
@@ -206,7 +203,7 @@ def test_a_prompt_claims_only_what_it_says():
 
 
 def test_a_template_with_an_unknown_field_is_refused(normals):
-    with pytest.raises(ValueError, match=r"needs \['site'\].*generate\.attributes"):
+    with pytest.raises(ValueError, match=r"needs \['site'\].*disease\.attributes"):
         expand(("spots on the {site}",), {"tone": ["fair"]}, 1, 0)
     with pytest.raises(ValueError, match=r"attributes\.tone must list at least one"):
         expand(("{tone}",), {"tone": []}, 1, 0)
@@ -249,7 +246,6 @@ def test_a_contact_sheet_holds_the_images_in_reading_order(tmp_path):
         ("strength", 0.0),
         ("mask_radius", (0.4, 0.2)),
         ("mask_radius", (0.4,)),
-        ("templates", ()),
     ],
 )
 def test_a_bad_config_names_its_key(key, value):

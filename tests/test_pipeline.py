@@ -140,10 +140,10 @@ def test_killed_at_any_stage_ends_with_the_files_of_an_undisturbed_run(study: Pa
 
 
 KILL_WHEN: Mapping[str, str] = {
-    "prepare": "*/work/images/*.png",
-    "dreambooth": "*/work/last.ckpt",
+    "prepare": f"*/{artifact.WORK}/images/*.png",
+    "dreambooth": f"*/{artifact.WORK}/last.ckpt",
     "generate": "*/images/*.png",
-    "classify": "*/work/last.ckpt",
+    "classify": f"*/{artifact.WORK}/last.ckpt",
 }
 
 

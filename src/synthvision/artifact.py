@@ -114,8 +114,11 @@ def finished(folder: Path) -> StageRecord | None:
 
 
 def finish(folder: Path, record: StageRecord) -> None:
-    """Drop the work folder and interrupted writes, then write `stage.json`: from now on the stage counts as done."""
+    """Write `stage.json`: from now on the stage counts as done. Then drop the work folder and interrupted writes.
+
+    In this order, because a work folder of gigabytes takes long to drop, and without `stage.json` all would be redone.
+    """
+    write_json(folder / STAGE_FILE, asdict(record))
     shutil.rmtree(folder / WORK, ignore_errors=True)
     for path in [path for path in folder.rglob(f".*{PART}") if path.is_file()]:
         path.unlink()
-    write_json(folder / STAGE_FILE, asdict(record))

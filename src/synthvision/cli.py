@@ -136,8 +136,14 @@ def _run_pipeline(config: DictConfig) -> None:
     from synthvision.pipeline import run
 
     resolved: Any = OmegaConf.to_container(config, resolve=True)
-    overrides = list(HydraConfig.get().overrides.task)
+    overrides = [*_config_folder(), *HydraConfig.get().overrides.task]
     run(study, config.stage.name, resolved, overrides, tracking)
+
+
+def _config_folder() -> list[str]:
+    """Return `--config-dir=FOLDER` where it was given: the command that is kept with a run needs it to remake it."""
+    given = [source.path for source in HydraConfig.get().runtime.config_sources if source.provider == "command-line"]
+    return [f"--config-dir={os.path.relpath(path)}" for path in given]
 
 
 def _open_ui(config: DictConfig) -> None:

@@ -148,6 +148,11 @@ class Manifest:
         return len(self.records)
 
 
+def kind_of_reason(reason: str) -> str:
+    """Return a decision's reason without what was measured: "near copy of guide x: similarity 0.97" is "near copy"."""
+    return reason.split(":")[0].split(" of ")[0]
+
+
 def labels_of(records: Iterable[Record]) -> list[str]:
     """Return the distinct labels, sorted."""
     return sorted({record.label for record in records})

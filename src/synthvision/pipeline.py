@@ -13,15 +13,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from filelock import FileLock
 from rich.console import Console
 
 from synthvision import __version__, artifact, stages
-from synthvision.data.images import load_batch
 from synthvision.evaluation.report import StageRow
-from synthvision.manifest import Manifest
 from synthvision.stages import Context, Result
 from synthvision.study import Study
 from synthvision.tracking import Run, Store, TrackingConfig, open_store
@@ -58,14 +57,24 @@ def _prepare_config(study: Study) -> Mapping[str, Any]:
     }
 
 
+def _dreambooth_config(study: Study) -> Mapping[str, Any]:
+    weights = stages.weights_digest(study.backbone.source)
+    return {**_of("seed", "backbone", "disease", "dreambooth")(study), "weights": weights}
+
+
+def _classify_config(study: Study) -> Mapping[str, Any]:
+    weights = stages.weights_digest(study.classifier.model.weights)
+    return {**_of("seed", "arm", "classifier")(study), "weights": weights}
+
+
 STAGES: Mapping[str, Stage] = {
     "prepare": Stage((), _prepare_config, stages.run_prepare, device=False),
-    "dreambooth": Stage(("prepare",), _of("seed", "backbone", "disease", "dreambooth"), stages.run_dreambooth, True),
+    "dreambooth": Stage(("prepare",), _dreambooth_config, stages.run_dreambooth, True),
     "generate": Stage(
         ("prepare", "dreambooth"), _of("seed", "backbone", "disease", "generate"), stages.run_generate, True
     ),
     "review": Stage(("prepare", "generate"), _of("review"), stages.run_review, True, device=False),
-    "classify": Stage(("prepare", "review"), _of("seed", "arm", "classifier"), stages.run_classify),
+    "classify": Stage(("prepare", "review"), _classify_config, stages.run_classify),
     "evaluate": Stage(("prepare", "review", "classify"), _of("seed"), stages.run_evaluate),
     "report": Stage(
         ("prepare", "dreambooth", "review", "classify", "evaluate"),
@@ -182,7 +191,7 @@ class _Runner:
         tags = {**self.tags, "fingerprint": record.fingerprint}
         with self.store.stage_run(record.stage, self.resolved, self.config_text, tags) as tracked:
             tracked.note(f"Remake it:\n\n```\n{self.command(record.stage)}\n```\n")
-            result = stage.run(self._context(folder, tracked))
+            result = stage.run(self._context(record.stage, folder, tracked))
             self._log(tracked, result)
             finished = replace(
                 record,
@@ -193,11 +202,11 @@ class _Runner:
             artifact.finish(folder, finished)
         return finished
 
-    def _context(self, folder: Path, tracked: Run) -> Context:
+    def _context(self, name: str, folder: Path, tracked: Run) -> Context:
         rows = [
             StageRow(r.stage, r.fingerprint, r.run_id, r.seconds, self.command(r.stage)) for r in self.records.values()
         ]
-        commands = {"the whole study": self.command("pipeline"), "this report": self.command("report")}
+        commands = {"the whole study": self.command("pipeline"), "this stage": self.command(name)}
         return Context(self.study, folder, dict(self.done), tracked.lightning_logger(), tracked.run_id, rows, commands)
 
     def _log(self, tracked: Run, result: Result) -> None:
@@ -208,16 +217,13 @@ class _Runner:
         for file in result.files:
             tracked.log_file(file)
         if result.classifier:
-            example = load_batch(_first(result.inputs["validation"]), self.study.classifier.model.image_size)
+            side = self.study.classifier.model.image_size
+            example = np.zeros((1, side, side, 3), np.uint8)  # a patient's image would travel with the model
             tracked.log_classifier(result.classifier, self.study.disease.classes, example)
 
     def evaluation(self) -> dict[str, float]:
         """Return the test metrics of the finished evaluation, or none."""
         return stages.read_headline(self.done["evaluate"]) if "evaluate" in self.done else {}
-
-
-def _first(images: Manifest) -> Manifest:
-    return Manifest(images.records[:4], images.root)
 
 
 def _say(runner: _Runner, metrics: Mapping[str, float], config: TrackingConfig) -> None:

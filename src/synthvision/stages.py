@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from pytorch_lightning.loggers import Logger
 
 from synthvision import __version__, artifact
@@ -23,22 +23,23 @@ from synthvision.data.images import load_batch
 from synthvision.data.phantom import write_phantoms
 from synthvision.data.prepare import prepare
 from synthvision.diffusion import backbone, dreambooth
-from synthvision.diffusion.backbone import BackboneConfig
+from synthvision.diffusion.backbone import PACKAGE, PACKAGE_WEIGHTS, BackboneConfig
 from synthvision.diffusion.generate import generate
 from synthvision.diffusion.pretrain import pretrain
 from synthvision.diffusion.prompts import expand, expand_over
 from synthvision.evaluation.evaluate import evaluate
 from synthvision.evaluation.intervals import Estimate
 from synthvision.evaluation.ledger import Ledger, Opening
-from synthvision.evaluation.probes import Probe, image_probes, probe_groups
+from synthvision.evaluation.probes import FOLDS, Probe, image_probes, probe_groups
 from synthvision.evaluation.report import ReportInput, StageRow, write_report
-from synthvision.manifest import Manifest
+from synthvision.manifest import Manifest, kind_of_reason
 from synthvision.predictions import Predictions
 from synthvision.review.unattended import decide
 from synthvision.study import Study
 
 MANIFEST = "manifest.csv"
 WEIGHTS = "weights"
+PHANTOM = "phantom.json"  # says how the phantoms beside it were drawn
 PACKAGES = ("torch", "diffusers", "transformers", "timm", "pytorch-lightning", "mlflow", "numpy", "pillow")
 
 
@@ -93,19 +94,30 @@ def draw_phantoms(study: Study) -> None:
     if config is None:
         return
     folder = Path(study.dataset.folder)
-    marker, wanted = folder / "phantom.json", {"config": asdict(config), "version": __version__}
-    if marker.is_file() and json.loads(marker.read_text()) == wanted:
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    write_phantoms(folder, config)
-    artifact.write_json(marker, wanted)
+    wanted = {"config": asdict(config), "version": __version__}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # two jobs of a sweep may start at once
+        marker = folder / PHANTOM
+        if marker.is_file() and json.loads(marker.read_text()) == wanted:
+            return
+        if folder.exists() and not marker.is_file():
+            raise ValueError(
+                f"dataset.folder={folder} holds something else; for your own images set dataset.phantom=null"
+            )
+        drawing = folder.with_name(f".{folder.name}{artifact.PART}")
+        for old in (folder, drawing):
+            shutil.rmtree(old, ignore_errors=True)
+        write_phantoms(drawing, config)
+        artifact.write_json(drawing / PHANTOM, wanted)
+        drawing.rename(folder)
 
 
 def run_dreambooth(given: Context) -> Result:
     """Personalise the diffusion model on the guides."""
     study, disease = given.study, given.study.disease
     guides = given.manifest("prepare").where(split="guide")
-    prompts = expand(disease.class_prompts, disease.attributes, study.dreambooth.class_images, study.seed)
+    templates = disease.class_prompts or [disease.subject.class_prompt]
+    prompts = expand(templates, disease.attributes, study.dreambooth.class_images, study.seed)
     done = dreambooth.train(
         backbone.load(study.backbone), guides, disease.subject, [prompt.text for prompt in prompts], study.dreambooth,
         given.out, given.work, study.seed, given.logger,
@@ -147,8 +159,7 @@ def run_review(given: Context) -> Result:
     decided = decide(candidates, real.where(split="guide"), given.study.review, given.study.dataset.size, real)
     decided.write(given.out / MANIFEST)
     accepted, rejected = decided.where(decision="accept"), decided.where(decision="reject")
-    # "near copy of guide lesion-12ab (flipped): similarity ..." counts as "near copy"
-    reasons = Counter(record.reason.split(":")[0].split(" of ")[0] for record in rejected)
+    reasons = Counter(kind_of_reason(record.reason) for record in rejected)
     metrics = {f"rejected/{reason}": float(count) for reason, count in sorted(reasons.items())}
     tags = {"reviewer": ", ".join(sorted(set(decided.column("reviewer"))))}
     return Result({"accepted": len(accepted), **metrics}, [given.out / MANIFEST], {"accepted": accepted}, tags=tags)
@@ -191,11 +202,11 @@ def run_evaluate(given: Context) -> Result:
     """Open the test set, once, and predict on it."""
     study = given.study
     test = given.manifest("prepare").where(split="test")
+    probes = _probes(given)  # before the test set is opened: nothing may fail afterwards that could fail now
     opening = open_test_set(given, test)
     predictions = predict(given.before["classify"] / WEIGHTS, test, study.classifier.batch_size)
     predictions.write(given.out / "predictions.csv")
     result = evaluate(predictions, test, _threshold(given), study.disease.positive, study.seed)
-    probes = _probes(given)
     artifact.write_json(given.out / "evaluation.json", asdict(result))
     artifact.write_json(given.out / "probes.json", [asdict(probe) for probe in probes])
     return Result(
@@ -209,7 +220,12 @@ def run_evaluate(given: Context) -> Result:
 def open_test_set(given: Context, test: Manifest) -> Opening:
     """Enter the opening into the ledger before any test label is read."""
     ledger = Ledger(given.study.folder / "ledger")
-    return ledger.open(test.digest(), given.out.name, given.run_id, given.study.evaluate.reopen)
+    return ledger.open(identity_of(test), given.out.name, given.run_id, given.study.evaluate.reopen)
+
+
+def identity_of(test: Manifest) -> str:
+    """Return a digest of what a test set shows and says, whatever it is called and wherever it lies."""
+    return artifact.digest_of(sorted((record.sha256, record.label) for record in test))
 
 
 def _rows(estimates: Mapping[str, Estimate]) -> dict[str, float]:
@@ -231,15 +247,16 @@ def _probes(given: Context) -> tuple[Probe, ...]:
     """Tell accepted synthetic images of the disease from real ones; test images take no part."""
     if not given.study.generates:
         return ()
-    positive = given.study.disease.positive
-    real = given.manifest("prepare").where(lambda r: r.label == positive and r.split in ("guide", "train", "val"))
+    positive, prepared = given.study.disease.positive, given.manifest("prepare")
+    real = prepared.where(lambda r: r.label == positive and r.split in ("guide", "train", "val"))
     synthetic = given.manifest("review").where(decision="accept")
     images = real + synthetic
     pixels = load_batch(images, given.study.dataset.size)
+    groups = probe_groups(images, prepared)
+    if len(set(groups[: len(real)])) < FOLDS:
+        return ()  # too few real patients of the disease to probe with
     is_synthetic = np.array([record.origin == "synthetic" for record in images])
-    return image_probes(
-        pixels, is_synthetic, probe_groups(images), "synthetic from real images of the disease", "origin"
-    )
+    return image_probes(pixels, is_synthetic, groups, "synthetic from real images of the disease", "origin")
 
 
 def _probe_metrics(probes: Sequence[Probe]) -> dict[str, float]:
@@ -276,7 +293,7 @@ def run_report(given: Context) -> Result:
             candidates=given.manifest("review") if study.generates else Manifest((), study.folder),
             training=Manifest.read(given.before["classify"] / "training.csv", study.folder),
             evaluation=result,
-            openings=Ledger(study.folder / "ledger").openings(test.digest()),
+            openings=Ledger(study.folder / "ledger").openings(identity_of(test)),
             probes=_read_probes(given.before["evaluate"] / "probes.json"),
             diffusion_losses=_losses(trained),
             history=_read_rows(given.before["classify"] / "history.csv"),
@@ -330,15 +347,34 @@ def run_pretrain(given: Context) -> Result:
     tiny = pretrain(settings.backbone, given.out / "tiny", given.work / "tiny", settings.seed, given.logger)
     vit = pretrain_vit(settings.vit, given.out / "tiny_vit", given.work / "tiny_vit", settings.seed, given.logger)
     for name, config, metrics in (("tiny", settings.backbone, tiny), ("tiny_vit", settings.vit, vit)):
-        made = {"command": "synthvision stage=pretrain", "seed": settings.seed, "config": asdict(config)}
+        made = {"command": given.commands["this stage"], "seed": settings.seed, "config": asdict(config)}
         artifact.write_json(given.out / name / "provenance.json", {**made, "metrics": metrics, "versions": _versions()})
     return Result({**tiny, **vit}, [given.out / "tiny" / "samples.png"])
 
 
 def source_digest(study: Study) -> str:
-    """Return a digest of the user's files: names below their folders, and contents."""
-    folders = {Path(source.folder) for source in study.dataset.sources} | {Path(study.disease.guides.folder)}
-    tables = {Path(source.file) for source in study.dataset.sources if hasattr(source, "file")}
-    files = {path for folder in folders if folder.is_dir() for path in folder.rglob("*") if path.is_file()}
-    rows: list[Any] = [(path.name, artifact.sha256_file(path)) for path in sorted(files | tables)]
+    """Return a digest of what the user's sources tell and of the files they name."""
+    sources = [study.disease.guides, *study.dataset.sources]
+    rows = [
+        (number, found.file.name, sorted(found.values.items()), _digest_of_file(found.file))
+        for number, source in enumerate(sources)
+        for found in source.read()
+    ]
     return artifact.digest_of(rows)
+
+
+def _digest_of_file(file: Path) -> str:
+    try:
+        return artifact.sha256_file(file)
+    except OSError:
+        return "unreadable"  # prepare will say why
+
+
+def weights_digest(source: str | None) -> str:
+    """Return a digest of weights on disk or in the package; what the Hub's id and revision name has none here."""
+    if source is None:
+        return ""
+    path = PACKAGE_WEIGHTS / source.removeprefix(PACKAGE) if source.startswith(PACKAGE) else Path(source)
+    if path.is_dir():
+        return artifact.tree_digest(path)
+    return artifact.sha256_file(path) if path.is_file() else ""

@@ -132,6 +132,9 @@ class Classifier(LightningModule):
         metrics.update(logits.detach().softmax(1), batch.labels)
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(batch.labels)}
         self.log(f"{split}/loss", loss, prog_bar=True, **options)
+        self.log(
+            "step", float(batch.epoch), **options
+        )  # Lightning's name for the x-axis: arms differ in steps per epoch
         self.log_dict(metrics, **options)
         return loss
 

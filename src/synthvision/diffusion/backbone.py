@@ -239,6 +239,8 @@ class Backbone:
     def save(self, folder: Path) -> None:
         """Write a diffusers folder of safetensors; whole or not at all. An older folder of that name is replaced."""
         folder.parent.mkdir(parents=True, exist_ok=True)
+        for interrupted in folder.parent.glob(f".{folder.name}.*"):
+            shutil.rmtree(interrupted)
         partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
             self._lay_out(torch.contiguous_format)  # safetensors stores no other

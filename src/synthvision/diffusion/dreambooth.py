@@ -183,7 +183,13 @@ class DreamBooth(LightningModule):
         self.alphas_cumprod = self.alphas_cumprod.to(self.device)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002 (Lightning's names)
-        """Freeze the text encoder after its last step; that holds after a resume as well."""
+        """Draw the last step's grid, and freeze the text encoder after its last step; after a resume as well.
+
+        A grid is drawn here and not when a step ends: then the checkpoint may be written before it, and a run that is
+        killed in between would never draw it.
+        """
+        if self.global_step and self.global_step % self.config.sample_every == 0:
+            self.sample(self.global_step)
         if self.embeddings is None and self.global_step >= self.config.text_steps:
             self._freeze_text()
 
@@ -241,11 +247,6 @@ class DreamBooth(LightningModule):
         """Bound the gradient's norm over all that is trained. Lightning's own way refuses fused optimisers in bf16."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.log("train/gradient_norm", nn.utils.clip_grad_norm_(parameters, CLIP_NORM))
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002 (Lightning's names)
-        """Draw a sample grid every `sample_every` steps and at the end."""
-        if self.global_step % self.config.sample_every == 0 or self.global_step == self.config.unet_steps:
-            self.sample(self.global_step)
 
     def sample(self, step: int) -> None:
         """Write `step_00350.png`: guides' prompts above, class prompts below, the same noise in every grid."""
@@ -352,9 +353,7 @@ def _class_pictures(
     prompts = [Prompt(class_prompts[index % len(class_prompts)]) for index in range(config.class_images)]
     # The largest batch that a 16 GB card bears at 512 pixels; small pictures are drawn faster in larger ones.
     batch = 4 if backbone.config.resolution > 128 else 16
-    settings = GenerationConfig(
-        "noise", len(prompts), config.sample_steps, config.guidance, batch, class_prompts, {}, "", (1.0, 1.0), 1.0
-    )
+    settings = GenerationConfig("noise", len(prompts), config.sample_steps, config.guidance, batch, (1.0, 1.0), 1.0)
     return generate(backbone, prompts, settings, "class image", "", seed, work, work / "class_images")
 
 
@@ -389,6 +388,7 @@ def _fit(module: DreamBooth, config: DreamBoothConfig, work: Path, logger: Logge
 
 def _finish(module: DreamBooth, out: Path) -> DreamBoothResult:
     module.check_losses()
+    module.sample(module.config.unet_steps)
     module.backbone.save(out / "weights")
     values = module.losses.cpu()
     text = io.StringIO()

@@ -77,9 +77,6 @@ class GenerationConfig:
     steps: int
     guidance: float  # 1: none
     batch_size: int
-    templates: Sequence[str]  # with {fields} that name attributes
-    attributes: Mapping[str, Sequence[str]]
-    negative_prompt: str
     mask_radius: Sequence[float]  # paint: smallest and largest, as shares of the side
     strength: float  # paint: share of the denoising steps that are done anew
 
@@ -92,7 +89,6 @@ class GenerationConfig:
         radii = tuple(self.mask_radius)
         good = len(radii) == 2 and 0 < radii[0] <= radii[-1] <= 1
         _require(good, "mask_radius", "two shares of the side, 0 < smallest <= largest <= 1", radii)
-        _require(len(self.templates) > 0, "templates", "at least one prompt", self.templates)
 
 
 def _require(holds: bool, key: str, rule: str, value: object) -> None:

@@ -119,7 +119,7 @@ def pretrain(
         requires_safety_checker=False,
     )
     held_out = to_tensor(draw_pool(200, seed + 1).images)
-    metrics = {"psnr": psnr(vae, held_out), "decoder/loss": decoder.recent, "base/loss": base.recent}
+    metrics = {"psnr": psnr(vae, held_out), "decoder/loss": float(decoder.recent), "base/loss": float(base.recent)}
     pipeline.to(dtype=torch.float16).save_pretrained(out)
     write_samples(out, seed)
     return metrics
@@ -144,7 +144,9 @@ class DecoderTraining(LightningModule):
 
     def __init__(self, vae: AutoencoderKL, images: Tensor, latents: Tensor, config: PretrainConfig, seed: int) -> None:
         super().__init__()
-        self.vae, self.config, self.seed, self.recent = vae, config, seed, math.nan
+        self.vae, self.config, self.seed = vae, config, seed
+        self.register_buffer("recent", torch.tensor(math.nan))
+        self.recent: Tensor
         self.images, self.latents = [images], [latents]  # in lists: not part of the module's state
 
     def training_step(self, _: Any) -> Tensor:
@@ -155,7 +157,7 @@ class DecoderTraining(LightningModule):
         z = z + 0.04 * torch.randn(z.shape, generator=draw)
         side = slice(PATCH * top, PATCH * (top + self.CROP)), slice(PATCH * left, PATCH * (left + self.CROP))
         loss = reconstruction_loss(self.vae.decode(z).sample, self.images[0][chosen][:, :, *side])
-        self.recent = float(loss.detach())
+        self.recent = running(self.recent, loss)
         self.log("decoder/loss", loss, prog_bar=True)
         return loss
 
@@ -182,7 +184,9 @@ class BaseTraining(LightningModule):
         self.model = torch.nn.ModuleDict({"unet": unet, "text": text})
         average = get_ema_multi_avg_fn(EMA_DECAY)  # type: ignore[no-untyped-call]  # torch has no annotation there
         self.average = AveragedModel(self.model, multi_avg_fn=average)
-        self.config, self.seed, self.empty, self.recent = config, seed, empty, math.nan
+        self.config, self.seed, self.empty = config, seed, empty
+        self.register_buffer("recent", torch.tensor(math.nan))
+        self.recent: Tensor
         # In lists: not part of the module's state.
         self.latents, self.token_ids, self.marked = [latents], [token_ids], [marked]
         kept = DDPMScheduler(**SCHEDULER).alphas_cumprod
@@ -204,10 +208,8 @@ class BaseTraining(LightningModule):
         v = self.model["unet"](alpha * x_0 + sigma * noise, t, context).sample
         error = (v - (alpha * noise - sigma * x_0)).square().mean(1)  # (B, 16, 16)
         weight = 1 + MARK_WEIGHT * self.marked[0][chosen]
-        loss = (weight * error).sum() / weight.sum()
-        self.recent = (
-            0.99 * self.recent + 0.01 * float(loss.detach()) if self.recent == self.recent else float(loss.detach())
-        )
+        loss: Tensor = (weight * error).sum() / weight.sum()
+        self.recent = running(self.recent, loss)
         self.log("base/loss", loss, prog_bar=True)
         return loss
 
@@ -216,6 +218,11 @@ class BaseTraining(LightningModule):
 
     def configure_optimizers(self) -> Any:
         return with_cosine(list(self.model.parameters()), self.config.unet_lr, self.config.unet_steps)
+
+
+def running(before: Tensor, loss: Tensor) -> Tensor:
+    """Return the running mean of a loss; NaN stands for none so far."""
+    return torch.where(before.isnan(), loss.detach(), 0.99 * before + 0.01 * loss.detach())
 
 
 def fit(module: LightningModule, steps: int, work: Path, every: int, logger: Logger | None) -> None:

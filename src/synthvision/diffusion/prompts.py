@@ -72,7 +72,7 @@ def _combinations(
     columns = []
     for index, (name, values) in enumerate([("", templates), *sorted(attributes.items())]):
         if not values:
-            raise ValueError(f"generate.attributes.{name} must list at least one value; it is empty")
+            raise ValueError(f"disease.attributes.{name} must list at least one value; it is empty")
         order = np.random.default_rng([seed, PROMPT, index]).permutation(len(values))
         columns.append((name, [values[k] for k in order]))
     for k in range(n):
@@ -93,7 +93,7 @@ def _prompt(template: str, values: Mapping[str, str], negative: str, background:
     if missing:
         where = f" for background {background}" if background else ""
         raise ValueError(
-            f"generate.templates: {template!r} needs {missing}{where}; give its values in generate.attributes, which "
+            f"disease.templates: {template!r} needs {missing}{where}; give its values in disease.attributes, which "
             f"has {sorted(values)}"
         )
     return Prompt(template.format(**values), negative, {name: values[name] for name in fields}, background)

@@ -144,10 +144,10 @@ def metadata_probe(
     return probe("metadata", column_features(columns), target, groups, question, kind, seed)
 
 
-def probe_groups(manifest: Manifest) -> list[str]:
-    """Return each record's group: its patient; for a synthetic image painted into a real one, that one's patient.
+def probe_groups(manifest: Manifest, backgrounds: Manifest) -> list[str]:
+    """Return each record's group: its patient; for a synthetic image painted into one of `backgrounds`, its patient.
 
     Otherwise the same skin could be in a training fold as real and in the held-out fold as synthetic, or the reverse.
     """
-    own = {record.image_id: record.patient or record.image_id for record in manifest}
+    own = {record.image_id: record.patient or record.image_id for record in (*backgrounds, *manifest)}
     return [own.get(record.painted_on, record.painted_on) or own[record.image_id] for record in manifest]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from synthvision.evaluation import words
 from synthvision.evaluation.evaluate import Evaluation
 from synthvision.evaluation.metrics import report_text
 from synthvision.evaluation.report_input import ReportInput
-from synthvision.manifest import Manifest, labels_of
+from synthvision.manifest import Manifest, kind_of_reason, labels_of
 
 SCHEMA_VERSION = 1
 
@@ -104,9 +105,8 @@ def _count(manifest: Manifest) -> dict[str, int]:
 
 
 def _rejections(candidates: Manifest) -> dict[str, int]:
-    reasons: dict[str, int] = {}
-    for record in candidates.where(decision="reject"):
-        reasons[record.reason or "no reason given"] = reasons.get(record.reason or "no reason given", 0) + 1
+    rejected = candidates.where(decision="reject")
+    reasons = Counter(kind_of_reason(record.reason) or "no reason given" for record in rejected)
     return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
 
 

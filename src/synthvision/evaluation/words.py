@@ -107,7 +107,7 @@ def remarks(
     """Return what strengthens and what weakens the result, the grave ones first."""
     found = [
         _openings(openings),
-        _patients(evaluation),
+        _patients(evaluation, real),
         _leaks(leaks, real, training),
         *_confounded(training),
         *_strongest(probes),
@@ -128,7 +128,14 @@ def _openings(openings: Sequence[Opening]) -> Remark:
     )
 
 
-def _patients(evaluation: Evaluation) -> Remark:
+def _patients(evaluation: Evaluation, real: Manifest) -> Remark:
+    unknown = real.where(split="test").column("patient").count("")
+    if unknown:
+        return Remark(
+            True,
+            f"The patients of {unknown} of the {evaluation.images} test images are not known: each image counts as a "
+            "patient of its own, so intervals may be too narrow, and a patient may be in more than one split.",
+        )
     if evaluation.patients == evaluation.images:
         return Remark(False, f"The {evaluation.images} test images come from as many patients.")
     wide = between("sensitivity", evaluation.by_patient["sensitivity"])
@@ -152,7 +159,9 @@ def _leaks(leaks: int, real: Manifest, training: Manifest) -> Remark:
         )
     if leaks:
         return Remark(True, f"{leaks} leaks between guides, training, validation and test were found and removed.")
-    return Remark(False, "No image, near-copy or patient is in more than one of guides, training, validation and test.")
+    return Remark(
+        False, "No image, near-copy or known patient is in more than one of guides, training, validation, test."
+    )
 
 
 def _confounded(training: Manifest) -> list[Remark]:
