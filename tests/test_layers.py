@@ -16,6 +16,7 @@ FLOORS = {  # a room imports rooms of lower floors only; rooms of one floor do n
     "manifest": 1,
     "predictions": 1,
     "data": 2,
+    "training": 2,
     "diffusion": 3,
     "review": 3,
     "classification": 3,
@@ -36,7 +37,14 @@ ONLY_IN = {  # third parties that one room speaks for
     "pickle": set(),
     "cloudpickle": set(),
     "torch": {"data", "diffusion", "classification", "pipeline"},
-    "pytorch_lightning": {"diffusion", "classification", "metric_logger", "stages", "tracking"},  # the last two: a type
+    "pytorch_lightning": {
+        "training",
+        "diffusion",
+        "classification",
+        "metric_logger",
+        "stages",
+        "tracking",
+    },  # the last two: a type
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

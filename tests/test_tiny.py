@@ -65,6 +65,12 @@ def test_tokenizer_survives_saving_and_knows_its_words(tmp_path: Path) -> None:
     assert len(read("sks").input_ids) == 3  # start, one token, end
 
 
+def test_merges_join_the_most_frequent_pair_first_and_equals_in_order() -> None:
+    # worked by hand: "lo" stands in 5 + 2 words, then "low</w>" in 5, "lowe" in 2, "lower</w>" in 2
+    merges = tiny.byte_pair_merges({"low": 5, "lower": 2}, 10)
+    assert merges == [("l", "o"), ("lo", "w</w>"), ("e", "r</w>"), ("lo", "w"), ("low", "er</w>")]
+
+
 def test_sizes_are_as_documented() -> None:
     tokenizer = tiny.new_tokenizer(["photo of skin"])
     parts = (tiny.new_unet(), tiny.new_text_encoder(tokenizer))

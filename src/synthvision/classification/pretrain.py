@@ -15,18 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning import LightningModule
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, pixel_shuffle
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import multilabel_auroc
 
 from synthvision.classification.model import ModelConfig, as_input, build, save_weights
 from synthvision.data.phantom import Pool, draw_pool
 from synthvision.data.skin import MARKS
+from synthvision.training import fit_steps
 
 HELD_OUT = 500  # phantoms outside the pool
 
@@ -62,22 +61,8 @@ def pretrain_vit(
     """
     torch.manual_seed(seed)  # initial weights
     module = MarkTraining(config, draw_pool(config.images, seed), seed)
-    checkpoint = ModelCheckpoint(work, every_n_train_steps=config.checkpoint_every, save_last=True)
-    trainer = Trainer(
-        accelerator="cpu",
-        precision="bf16-mixed",  # halves the time on processors that have it; the master weights stay fp32
-        max_steps=config.steps,
-        max_epochs=-1,
-        gradient_clip_val=1.0,
-        logger=logger or False,
-        callbacks=[checkpoint, TQDMProgressBar(refresh_rate=20)],
-        enable_model_summary=False,
-        default_root_dir=work,
-    )
-    last = work / "last.ckpt"
-    # The loader only counts: a step's data come from (seed, step), so that a resumed run sees what any run sees.
-    counter: DataLoader[int] = DataLoader(range(config.steps), batch_size=None)  # type: ignore[arg-type]  # a range
-    trainer.fit(module, counter, ckpt_path=last if last.exists() else None)
+    # bf16 halves the time on processors that have it; the master weights stay fp32.
+    fit_steps(module, config.steps, work, config.checkpoint_every, logger, precision="bf16-mixed", gradient_clip=1.0)
     save_weights(module.vit, out, half=True)
     return module.presence_auc(draw_pool(HELD_OUT, seed + 1))
 

@@ -10,15 +10,13 @@ import csv
 import io
 import math
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning import LightningModule
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -27,7 +25,7 @@ from synthvision.artifact import write_text
 from synthvision.data.images import Pixels, load_batch
 from synthvision.diffusion import objective
 from synthvision.diffusion.backbone import Backbone, Conditioning, best_device
-from synthvision.diffusion.examples import Examples, Steps, draw_rows, encode
+from synthvision.diffusion.examples import Examples, draw_rows, encode
 from synthvision.diffusion.generate import GenerationConfig, contact_sheet, generate
 from synthvision.diffusion.prompts import Prompt
 from synthvision.diffusion.sampler import (
@@ -39,6 +37,7 @@ from synthvision.diffusion.sampler import (
     to_pixels,
 )
 from synthvision.manifest import Manifest
+from synthvision.training import fit_steps
 
 GUIDES, CLASSES, NOISE, GRID = 11, 12, 13, 14  # draw keys
 CLIP_NORM = 1.0
@@ -162,10 +161,6 @@ class DreamBooth(LightningModule):
         self.embeddings: Conditioning | None = None  # of all prompts, once the text encoder is frozen
         self.register_buffer("losses", torch.zeros(config.unet_steps, len(LOSSES)))
         self.losses: Tensor
-
-    def train_dataloader(self) -> Steps:
-        """Number the steps; `training_step` draws its own batch."""
-        return Steps(self.config.unet_steps)
 
     def configure_optimizers(self) -> Any:
         """AdamW with a group for the UNet and one for the text encoder, each with its own rate."""
@@ -315,7 +310,9 @@ def train(
         views = 2 if config.augment else 1
         prior = encode(backbone, load_batch(pictures, side), pictures.column("prompt"), prompts, views)
     module = DreamBooth(backbone, instance, prior, prompts, config, seed, out / "samples")
-    _fit(module, config, work, logger)
+    module.train()
+    fit_steps(module, config.unet_steps, work, config.checkpoint_every, logger, "auto", config.precision)
+    module.eval()
     return _finish(module, out)
 
 
@@ -361,29 +358,6 @@ def _spread(prompts: Sequence[str]) -> list[str]:
     """Return GRID_COLUMNS of the prompts, evenly spread over the distinct ones, repeated where there are fewer."""
     distinct = list(dict.fromkeys(prompts))
     return [distinct[column * max(1, len(distinct) // GRID_COLUMNS) % len(distinct)] for column in range(GRID_COLUMNS)]
-
-
-def _fit(module: DreamBooth, config: DreamBoothConfig, work: Path, logger: Logger | None) -> None:
-    keep_last = ModelCheckpoint(
-        work, "last", every_n_train_steps=config.checkpoint_every, save_top_k=1, enable_version_counter=False
-    )
-    trainer = Trainer(
-        accelerator="auto",
-        devices=1,
-        max_steps=config.unet_steps,
-        precision=config.precision,  # type: ignore[arg-type]  # checked in DreamBoothConfig
-        callbacks=[keep_last, TQDMProgressBar(refresh_rate=10)],
-        logger=logger or False,
-        log_every_n_steps=10,
-        enable_model_summary=False,
-        default_root_dir=work,
-    )
-    module.train()
-    last = work / "last.ckpt"
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*exists and is not empty")  # what a resumed training left there
-        trainer.fit(module, ckpt_path=last if last.exists() else None, weights_only=True)
-    module.eval()
 
 
 def _finish(module: DreamBooth, out: Path) -> DreamBoothResult:

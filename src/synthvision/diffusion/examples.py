@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,26 +13,6 @@ from torch import Tensor
 from synthvision.data.images import Pixels
 from synthvision.diffusion.backbone import Backbone, Latents
 from synthvision.diffusion.sampler import to_tensor
-
-
-class Steps:
-    """A loader that numbers the steps. It has no state to lose: each step's batch follows from its number."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.count))
-
-    def state_dict(self) -> dict[str, int]:
-        """Tell Lightning that it may resume within an epoch."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Nothing to restore."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from rich.progress import (
 )
 from rich.text import Text
 from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from synthvision.artifact import sha256_file
 from synthvision.data.images import Pixels, load_batch, write_png
@@ -54,6 +55,7 @@ MASK = 1  # draw key: where and how large the painted disc is
 EDGE = 1 / 16  # width of the mask's soft edge, as a share of the side
 TOUCHED = 0.1  # a latent cell is painted when more than this share of it lies under the mask
 NO_DIGEST = "0" * 64  # until the file is written
+SURROUNDINGS = 1 / 4  # reach of the mean that a change is compared with, as a share of the side
 TILE = 128  # largest side of a picture on a contact sheet, in pixels
 XMP_KEY = "XML:com.adobe.xmp"
 GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -201,7 +203,7 @@ class _Artist:
         # Only the change that painting made is added to the real pixels: hair, pores and noise, which the autoencoder
         # would smooth, stay real, and the classifier cannot tell the classes by them.
         change = to_grey_levels(self.backbone.decode(painted)) - to_grey_levels(self.backbone.decode(latents))
-        blended = torch.from_numpy(real) + mask[..., None] * change  # (B, S, S, 3)
+        blended = torch.from_numpy(real) + mask[..., None] * local(change, mask)  # (B, S, S, 3)
         pixels: Pixels = blended.round().clamp(0, 255).to(torch.uint8).numpy()
         return pixels
 
@@ -221,6 +223,24 @@ def soft_disc(side: int, seed: int, radius: Sequence[float]) -> Tensor:
     y, x = torch.meshgrid(torch.arange(side) + 0.5, torch.arange(side) + 0.5, indexing="ij")
     distance = torch.hypot(y - centre_y, x - centre_x)
     return ((r - distance) / (EDGE * side) + 0.5).clamp(0, 1)
+
+
+def local(change: Tensor, mask: Tensor) -> Tensor:
+    """Return a change without its slow part, as a mean over the surroundings within the mask.
+
+    What is painted is small against the mask. A disc that is brighter as a whole would be a sign of painting, and of
+    nothing else: a classifier would learn it first.
+
+    Args:
+        change: (B, S, S, 3).
+        mask: (B, S, S) in [0, 1].
+    """
+    width = 2 * int(SURROUNDINGS * mask.shape[-1]) + 1
+    weight = mask[:, None]  # (B, 1, S, S)
+    planes = change.permute(0, 3, 1, 2)
+    slow = gaussian_blur(planes * weight, [width, width]) / gaussian_blur(weight, [width, width]).clamp(min=1e-3)
+    fast: Tensor = change - slow.permute(0, 2, 3, 1)
+    return fast
 
 
 def contact_sheet(images: Pixels, columns: int, path: Path) -> None:

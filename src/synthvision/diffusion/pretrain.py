@@ -21,13 +21,11 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning import LightningModule
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from synthvision.data.phantom import draw_pool
@@ -45,6 +43,7 @@ from synthvision.diffusion.tiny import (
     new_unet,
     new_vae,
 )
+from synthvision.training import fit_steps
 
 EMPTY_CAPTIONS = 0.1  # share trained without a caption, for classifier-free guidance
 EMA_DECAY = 0.999
@@ -101,12 +100,13 @@ def pretrain(
     vae, text, unet = new_vae(images[:4000]), new_text_encoder(tokenizer), new_unet()
     latents = encode(vae, images)
     decoder = DecoderTraining(vae, images, latents, config, seed)
-    fit(decoder, config.decoder_steps, work / "decoder", config.checkpoint_every, logger)
+    every = config.checkpoint_every
+    fit_steps(decoder, config.decoder_steps, work / "decoder", every, logger, gradient_clip=1.0)
     token_ids = torch.stack([tokenize(tokenizer, group) for group in pool.captions])  # (N, captions, tokens)
     unet.to(memory_format=torch.channels_last)  # a tenth faster on a CPU
     marked = torch.from_numpy(pool.where.any(1)).float()  # (N, 16, 16): latents that show a mark
     base = BaseTraining(unet, text, latents, token_ids, marked, tokenize(tokenizer, [""])[0], config, seed)
-    fit(base, config.unet_steps, work / "base", config.checkpoint_every, logger)
+    fit_steps(base, config.unet_steps, work / "base", every, logger, gradient_clip=1.0)
     averaged: Any = base.average.module
     pipeline = StableDiffusionPipeline(
         vae=vae,
@@ -213,7 +213,9 @@ class BaseTraining(LightningModule):
         self.log("base/loss", loss, prog_bar=True)
         return loss
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def optimizer_step(self, *given: Any, **named: Any) -> None:
+        # Here and not when the batch ends: the checkpoint may be written before the module hears of that.
+        super().optimizer_step(*given, **named)
         self.average.update_parameters(self.model)
 
     def configure_optimizers(self) -> Any:
@@ -223,25 +225,6 @@ class BaseTraining(LightningModule):
 def running(before: Tensor, loss: Tensor) -> Tensor:
     """Return the running mean of a loss; NaN stands for none so far."""
     return torch.where(before.isnan(), loss.detach(), 0.99 * before + 0.01 * loss.detach())
-
-
-def fit(module: LightningModule, steps: int, work: Path, every: int, logger: Logger | None) -> None:
-    """Train for `steps` steps, or what is left of them where `work` holds a checkpoint."""
-    checkpoint = ModelCheckpoint(work, filename="{step}", every_n_train_steps=every, save_last=True, save_top_k=1)
-    trainer = Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        max_epochs=-1,
-        gradient_clip_val=1.0,
-        logger=logger or False,
-        callbacks=[checkpoint, TQDMProgressBar(refresh_rate=50)],
-        enable_model_summary=False,
-        default_root_dir=work,
-    )
-    last = work / "last.ckpt"
-    # The loader only counts: a step's data come from (seed, step), so that a resumed run sees what any run sees.
-    counter: DataLoader[int] = DataLoader(range(steps), batch_size=None)  # type: ignore[arg-type]  # a range is a fine data set
-    trainer.fit(module, counter, ckpt_path=last if last.exists() else None)
 
 
 def with_cosine(parameters: list[torch.nn.Parameter], lr: float, steps: int) -> dict[str, Any]:

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from tokenizers import pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -20,7 +21,8 @@ PATCH = 4  # pixels per latent and side
 CHANNELS = 8  # latent channels
 WIDTH = 96  # of the text encoder
 TOKENS = 32  # captions are cut here, in training as in use
-VOCABULARY = 1000
+VOCABULARY = 500  # merges at most, beside the 512 letters
+END = "</w>"  # CLIP's mark of a word's end
 LATENT_STD = 0.04  # of the posterior: the noise that the decoder learns to bear, in units of a latent's spread
 # Luminance and two colour differences, these weighted up: marks differ in hue, and PSNR does not see hue.
 OPPONENT = ((0.4, 0.4, 0.2), (1.2, -1.2, 0.0), (0.0, 1.0, -1.0))
@@ -44,22 +46,47 @@ SCHEDULER: dict[str, Any] = {
 
 
 def new_tokenizer(captions: Sequence[str]) -> CLIPTokenizer:
-    """Train CLIP's byte-level BPE on captions and `WORDS`."""
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    backend = CLIPTokenizer().backend_tokenizer
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[start, end],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    backend.train_from_iterator([*captions, *[WORDS] * 20], trainer)
-    merges = [tuple(pair) for pair in json.loads(backend.to_str())["model"]["merges"]]
+    """Count out CLIP's byte-level BPE on captions and `WORDS`."""
+    splitter = CLIPTokenizer().backend_tokenizer
+    counts: Counter[str] = Counter()
+    for text, times in [*Counter(captions).items(), (WORDS, 20)]:
+        pieces = splitter.pre_tokenizer.pre_tokenize_str(splitter.normalizer.normalize_str(text))
+        counts.update({word: times * n for word, n in Counter(word for word, _ in pieces).items()})
+    merges = byte_pair_merges(counts, VOCABULARY)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [start, end, *alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
-    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    whole = ["<|startoftext|>", "<|endoftext|>", *alphabet, *(letter + END for letter in alphabet)]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys([*whole, *("".join(m) for m in merges)]))}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS)
+
+
+def byte_pair_merges(counts: Mapping[str, int], most: int) -> list[tuple[str, str]]:
+    """Return the merges of byte-pair encoding, the most frequent pair first and of equals the first in the alphabet.
+
+    The `tokenizers` library does the same, but leaves the order of equals to chance, and with it the ids.
+    """
+    words = {word: [*word[:-1], word[-1] + END] for word in counts}
+    merges: list[tuple[str, str]] = []
+    while len(merges) < most:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, parts in words.items():
+            for pair in pairwise(parts):
+                pairs[pair] += counts[word]
+        if not pairs:
+            break
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        words = {word: _merged(parts, best) for word, parts in words.items()}
+    return merges
+
+
+def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
+    out: list[str] = []
+    for part in parts:
+        if out and (out[-1], part) == pair:
+            out[-1] += part
+        else:
+            out.append(part)
+    return out
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

@@ -1,0 +1,88 @@
+"""Training by numbered steps, each of which draws its own data, so that any interruption is resumed exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.loggers import Logger
+
+LAST = "last.ckpt"
+
+
+class Steps:
+    """A loader that numbers the steps. It has no state to lose: each step's batch follows from its number."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.count))
+
+    def state_dict(self) -> dict[str, int]:
+        """Tell Lightning that it may resume within an epoch."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Nothing to restore."""
+
+
+class KeepLast(Callback):
+    """Writes a checkpoint every so many steps, whole or not at all.
+
+    Lightning's own writes through the system's temporary folder, from which a move need not be atomic.
+    """
+
+    def __init__(self, work: Path, every: int) -> None:
+        self.work, self.every = work, every
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Replace the checkpoint."""
+        if trainer.global_step % self.every == 0:
+            partial = self.work / f".{LAST}"
+            trainer.save_checkpoint(partial)
+            partial.replace(self.work / LAST)
+
+
+def fit_steps(
+    module: LightningModule,
+    steps: int,
+    work: Path,
+    checkpoint_every: int,
+    logger: Logger | None,
+    accelerator: str = "cpu",
+    precision: Any = "32-true",
+    gradient_clip: float | None = None,
+) -> None:
+    """Train for `steps` steps, or for what is left of them where `work` holds a checkpoint.
+
+    Args:
+        module: draws the data of a step from its seed and `global_step`.
+        steps: in all.
+        work: folder of the checkpoint.
+        checkpoint_every: steps.
+        logger: takes the metrics; None logs nowhere.
+        accelerator, precision, gradient_clip: as Lightning's Trainer takes them.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(
+        accelerator=accelerator,
+        devices=1,
+        max_steps=steps,
+        precision=precision,
+        gradient_clip_val=gradient_clip,
+        callbacks=[KeepLast(work, checkpoint_every), TQDMProgressBar(refresh_rate=10)],
+        logger=logger or False,
+        log_every_n_steps=10,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        default_root_dir=work,
+    )
+    last = work / LAST
+    trainer.fit(module, Steps(steps), ckpt_path=last if last.exists() else None, weights_only=True)
