@@ -305,7 +305,6 @@ def run_report(given: Context) -> Result:
             quarantined=audit["quarantined"],
             duplicates=audit["duplicates"],
             leaks=len(audit["leaks"]),
-            warnings=audit["warnings"],
             samples=sorted((trained / "samples").glob("*.png")) if trained else (),
         ),
         given.out,

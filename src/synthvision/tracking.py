@@ -201,7 +201,8 @@ class Store:
         self, name: str, params: Mapping[str, Any], config_text: str, tags: Mapping[str, object]
     ) -> Iterator[Run]:
         """Open the parent run of a pipeline; stage runs opened inside become its children."""
-        with self._run(name, {"stage": "pipeline", **tags}) as run:
+        # No system metrics: they would stand before the results wherever pipelines are compared.
+        with self._run(name, {"stage": "pipeline", **tags}, system_metrics=False) as run:
             run.log_params(params)
             run.log_config(config_text)
             yield run
@@ -211,13 +212,13 @@ class Store:
         self, stage: str, params: Mapping[str, Any], config_text: str, tags: Mapping[str, object]
     ) -> Iterator[Run]:
         """Open the run of one stage, as a child of the open pipeline run if there is one."""
-        with self._run(stage, {**tags, "stage": stage}) as run:
+        with self._run(stage, {**tags, "stage": stage}, self.config.system_metrics) as run:
             run.log_params(params)
             run.log_config(config_text)
             yield run
 
     @contextmanager
-    def _run(self, name: str, tags: Mapping[str, object]) -> Iterator[Run]:
+    def _run(self, name: str, tags: Mapping[str, object], system_metrics: bool) -> Iterator[Run]:
         fixed = {"study": self.study, "version": __version__, "git_commit": git_commit(), PROCESS_TAG: _process()}
         text = {key: str(value) for key, value in {**fixed, **tags}.items()}
         active = mlflow.start_run(
@@ -225,7 +226,7 @@ class Store:
             run_name=name,
             nested=True,
             tags=text,
-            log_system_metrics=self.config.system_metrics,
+            log_system_metrics=system_metrics,
         )
         status = RunStatus.KILLED  # holds for whatever is no Exception: KeyboardInterrupt, SystemExit, a signal
         try:

@@ -14,6 +14,7 @@ from synthvision.evaluation.probes import NEGLIGIBLE, Probe
 from synthvision.manifest import Manifest
 
 UNKNOWN = "\N{EN DASH}"
+PHANTOM = "phantom"  # the reference standard of drawn images
 PERCENTAGES = ("sensitivity", "specificity", "ppv", "npv", "accuracy", "balanced_accuracy")
 MEASURES = {  # name -> title, meaning; in the order of the table
     "sensitivity": ("Sensitivity", "share of the {positive} images that were found"),
@@ -81,7 +82,7 @@ def answer(evaluation: Evaluation, test_of: str = "real images held out from tra
 def banners(real: Manifest, candidates: Manifest) -> list[str]:
     """Return what must stand above everything else: a phantom's data, and that no physician reviewed."""
     found = []
-    if len(real) and all(record.reference_standard == "phantom" for record in real):
+    if len(real) and all(record.reference_standard == PHANTOM for record in real):
         found.append(
             "Phantom study. Every “real” image here was drawn by a program to test the method. "
             "The results say nothing about any patient or disease."
@@ -108,6 +109,7 @@ def remarks(
     found = [
         _openings(openings),
         _patients(evaluation, real),
+        *_patients_of_guides(real),
         _leaks(leaks, real, training),
         *_confounded(training),
         *_strongest(probes),
@@ -141,6 +143,16 @@ def _patients(evaluation: Evaluation, real: Manifest) -> Remark:
     wide = between("sensitivity", evaluation.by_patient["sensitivity"])
     text = f"The {evaluation.images} test images come from {evaluation.patients} patients, so they are not independent."
     return Remark(False, text + (f" Drawn by patient, sensitivity spans {wide}." if wide != UNKNOWN else ""))
+
+
+def _patients_of_guides(real: Manifest) -> list[Remark]:
+    unknown = real.where(split="guide").where(lambda r: not r.patient and r.reference_standard != PHANTOM)
+    if not len(unknown):
+        return []
+    text = (
+        f"The patients of {len(unknown)} guide images are not known: other pictures of theirs may be in the test set."
+    )
+    return [Remark(True, text)]
 
 
 def _leaks(leaks: int, real: Manifest, training: Manifest) -> Remark:
