@@ -152,7 +152,7 @@ class Classifier(LightningModule):
         optimizer = OPTIMIZERS[config.optimizer](
             self.model.parameters(),
             lr=config.lr,
-            weight_decay=config.weight_decay,  # type: ignore[call-arg]
+            weight_decay=config.weight_decay,  # type: ignore[call-arg]  # all of OPTIMIZERS take it
         )
         warmup, total = config.warmup_epochs * self.steps_per_epoch, config.epochs * self.steps_per_epoch
         schedule = torch.optim.lr_scheduler.LambdaLR(
