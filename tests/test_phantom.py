@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+from sklearn.metrics import roc_auc_score
 
 from synthvision.data.images import read_rgb
 from synthvision.data.phantom import (
     CLASSES,
+    FACTS,
     PhantomConfig,
     Scene,
     draw_pool,
@@ -124,12 +127,33 @@ def test_caption_names_what_is_seen() -> None:
 
 def test_pool_for_the_base_never_mentions_the_lesion() -> None:
     pool = draw_pool(80, seed=1)
-    text = " ".join(caption for group in pool.captions for caption in group)
+    text = " ".join([*pool.captions, *pool.generic])
     assert "lesion" not in text
     assert "sks" not in text
     assert pool.where.shape == (80, len(MARKS), 16, 16)
     assert pool.where.any((1, 2, 3)).mean() > 0.5
+    assert all(kind not in caption for kind in MARKS for caption in pool.generic)
     assert (draw_pool(5, seed=1).images == pool.images[:5]).all()  # image i does not depend on how many are drawn
+
+
+def test_facts_are_what_the_caption_says() -> None:
+    skin = Skin("dark", -10.0, 10.0, 0.5)
+    marks = (Mark("rings", "many", "large", "clustered"), Mark("moles", "one", "medium", "scattered"))
+    facts = Scene(skin, "arm", marks).facts()
+    said = {fact for fact, holds in zip(FACTS, facts, strict=True) if holds}
+    assert said == {
+        *("dark", "arm", "rings", "many rings", "large rings", "clustered rings"),
+        *("moles", "one moles", "medium moles"),
+    }
+
+
+def test_classes_show_about_as_much(images: NDArray[np.uint8], rows: list[dict[str, str]]) -> None:
+    """How much there is to see, as the mean deviation from the surroundings, does not tell lesion from normal."""
+    chosen = [index for index, row in enumerate(rows) if row["label"] in ("lesion", "normal")]
+    blurred = np.stack([np.asarray(Image.fromarray(images[i]).filter(ImageFilter.GaussianBlur(4))) for i in chosen])
+    amount = np.abs(images[chosen].astype(float) - blurred).mean((1, 2, 3))
+    target = np.array([rows[index]["label"] == "lesion" for index in chosen])
+    assert roc_auc_score(target, amount) < 0.65
 
 
 @pytest.mark.parametrize("other", ["normal", "other"])

@@ -1,5 +1,6 @@
 """Pretraining: what it saves is a pipeline, what is interrupted goes on to the same weights, and losses are right."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,15 @@ from synthvision.diffusion import pretrain as module
 from synthvision.diffusion.pretrain import PretrainConfig, pretrain, reconstruction_loss
 
 SMALL = PretrainConfig(
-    images=40, decoder_steps=4, decoder_lr=1e-3, unet_steps=4, unet_lr=1e-3, batch_size=4, checkpoint_every=2
+    images=40,
+    decoder_steps=4,
+    decoder_lr=1e-3,
+    text_steps=4,
+    text_lr=1e-3,
+    unet_steps=4,
+    unet_lr=1e-3,
+    batch_size=4,
+    checkpoint_every=2,
 )
 
 
@@ -60,4 +69,4 @@ def test_reconstruction_loss_is_zero_for_equals_and_sees_hue() -> None:
 
 def test_numbers_must_be_positive() -> None:
     with pytest.raises(ValueError, match=r"pretrain\.unet_steps"):
-        PretrainConfig(1, 1, 1.0, 0, 1.0, 1, 1)
+        replace(SMALL, unet_steps=0)

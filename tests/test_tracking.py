@@ -128,14 +128,14 @@ def test_flatten() -> None:
 
 
 def test_metrics_keep_their_axis(store: Store) -> None:
-    rows = [{"epoch": epoch, "val/loss": 1 / (epoch + 1)} for epoch in range(1_500)]
+    values = [1 / (epoch + 1) for epoch in range(1_500)]
     with store.stage_run("s", {}, "", {}) as run:
-        run.log_history(rows, "epoch")
+        run.write([("val/loss", value, 0, epoch) for epoch, value in enumerate(values)])
         run.log_metrics({"test/auc": 0.5})
     client = mlflow.MlflowClient()
     history = client.get_metric_history(run.run_id, "val/loss")
     assert [(point.step, point.value) for point in sorted(history, key=lambda point: point.step)] == [
-        (row["epoch"], row["val/loss"]) for row in rows
+        *enumerate(values)
     ]
     assert mlflow.get_run(run.run_id).data.metrics["test/auc"] == 0.5
 
@@ -152,22 +152,19 @@ def test_a_data_set_is_known_by_its_digest_and_not_by_its_rows(store: Store, mak
     assert list(found["run_id"]) == [run.run_id]
 
 
-def test_files_figures_and_notes(store: Store, tmp_path: Path) -> None:
-    from matplotlib.figure import Figure
-
+def test_files_and_notes(store: Store, tmp_path: Path) -> None:
     (tmp_path / "grids").mkdir()
     (tmp_path / "grids" / "a.txt").write_text("a")
     with store.stage_run("s", {}, "", {}) as run:
         run.log_file(tmp_path / "grids")
         run.log_file(tmp_path / "grids" / "a.txt", "notes")
-        run.log_figure(Figure(), "roc.png")
         run.note("**made** by `synthvision`")
     listed = {
         item.path
-        for folder in ("grids", "notes", "figures")
+        for folder in ("grids", "notes")
         for item in mlflow.artifacts.list_artifacts(run_id=run.run_id, artifact_path=folder)
     }
-    assert listed == {"grids/a.txt", "notes/a.txt", "figures/roc.png"}
+    assert listed == {"grids/a.txt", "notes/a.txt"}
     assert mlflow.get_run(run.run_id).data.tags["mlflow.note.content"] == "**made** by `synthvision`"
 
 

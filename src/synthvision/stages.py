@@ -28,6 +28,7 @@ from synthvision.diffusion.generate import generate
 from synthvision.diffusion.pretrain import pretrain
 from synthvision.diffusion.prompts import expand, expand_over
 from synthvision.evaluation.evaluate import evaluate
+from synthvision.evaluation.figures import figures_of, png
 from synthvision.evaluation.intervals import Estimate
 from synthvision.evaluation.ledger import Ledger, Opening
 from synthvision.evaluation.probes import FOLDS, Probe, image_probes, probe_groups
@@ -209,9 +210,11 @@ def run_evaluate(given: Context) -> Result:
     result = evaluate(predictions, test, _threshold(given), study.disease.positive, study.seed)
     artifact.write_json(given.out / "evaluation.json", asdict(result))
     artifact.write_json(given.out / "probes.json", [asdict(probe) for probe in probes])
+    for name, figure in figures_of(result).items():
+        artifact.write_bytes(given.out / "figures" / f"{name}.png", png(figure))
     return Result(
         read_headline(given.out),
-        [given.out / "predictions.csv"],
+        [given.out / "predictions.csv", given.out / "figures"],
         {"testing": test},
         tags={"test_opening": opening.number},
     )

@@ -37,7 +37,6 @@ from synthvision import __version__
 from synthvision.manifest import COLUMNS, Manifest
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from numpy.typing import NDArray
     from pytorch_lightning.loggers.logger import Logger
 
@@ -121,11 +120,6 @@ class Run:
         now = time.time_ns() // 1_000_000
         self.write([(name, float(value), now, step) for name, value in values.items()])
 
-    def log_history(self, rows: Sequence[Mapping[str, float]], axis: str) -> None:
-        """Log one metric per column of a table; the column `axis` ("epoch", "step") gives the step."""
-        now = time.time_ns() // 1_000_000
-        self.write([(n, float(v), now, int(row[axis])) for row in rows for n, v in row.items() if n != axis])
-
     def write(self, rows: Sequence[tuple[str, float, int, int]]) -> None:
         """Log (name, value, time in milliseconds, step) in as few transactions as MLflow allows."""
         for batch in _batches([Metric(*row) for row in rows], METRIC_BATCH):
@@ -153,10 +147,6 @@ class Run:
             self._client.log_artifacts(self.run_id, str(path), folder or path.name)
         else:
             self._client.log_artifact(self.run_id, str(path), folder or None)
-
-    def log_figure(self, figure: Figure, name: str) -> None:
-        """Store a matplotlib figure under `figures/`; `name` ends in .png or .svg."""
-        self._client.log_figure(self.run_id, figure, f"figures/{name}")
 
     def log_classifier(self, weights: Path, classes: Sequence[str], example: NDArray[np.uint8]) -> str:
         """Log a classifier that `mlflow.pyfunc.load_model` loads and that predicts with.

@@ -40,6 +40,16 @@ CLASS_NOUN = "spots"  # what any benign mark may also be called
 COLUMNS = ("file", "label", "patient", "skin_tone", "body_part", "caption")
 CELLS = 16  # squares per side in which a pool says what marks are where
 IMAGES_PER_PATIENT = (1, 4)
+# Groups of benign marks: shares of pictures with none, one, two. In a lesion's picture the lesion is one more group, so
+# that the classes have about as many groups each: how much there is to see shall not tell them apart.
+BENIGN_GROUPS = {"lesion": (0.6, 0.4, 0.0), "normal": (0.1, 0.45, 0.45), "other": (0.0, 0.6, 0.4)}
+# What a caption may say; the text encoder first learns to tell these from the words.
+FACTS = (
+    *TONES,
+    *PARTS,
+    *MARKS,
+    *(f"{value} {kind}" for kind in MARKS for value in (*COUNTS, *SIZES, *ARRANGEMENTS)),
+)
 GUIDE_STREAM = 1_000_000  # keeps guides' random draws apart from every class's
 
 
@@ -59,6 +69,14 @@ class Scene:
         """Describe the picture in clinical words; `names` renames kinds of marks."""
         seen = " and ".join(_phrase(mark, (names or {}).get(mark.kind, mark.kind)) for mark in self.marks)
         return f"photo of {self.skin.tone} skin on the {self.part}, {seen or 'no marks'}"
+
+    def facts(self) -> NDArray[np.bool_]:
+        """Return which of FACTS the caption says, bool (len(FACTS),)."""
+        seen = {self.skin.tone, self.part}
+        for mark in self.marks:
+            of_one = () if mark.count == "one" else (mark.arrangement,)  # one mark alone has no arrangement
+            seen |= {mark.kind, *(f"{value} {mark.kind}" for value in (mark.count, mark.size, *of_one))}
+        return np.array([fact in seen for fact in FACTS])
 
 
 @dataclass(frozen=True)
@@ -92,10 +110,8 @@ def random_benign(rng: np.random.Generator) -> Mark:
 
 def random_scene(rng: np.random.Generator, label: str, skin: Skin) -> Scene:
     """Draw a scene of a class on this patient's skin."""
-    benign = 1 + int(rng.random() < 0.2)
-    if label != "other":
-        benign *= int(rng.random() < (0.35 if label == "lesion" else 0.6))
-    marks = [random_benign(rng) for _ in range(benign)]
+    groups = int(rng.choice(3, p=BENIGN_GROUPS[label]))
+    marks = [random_benign(rng) for _ in range(groups)]
     if label == "lesion":
         marks.append(_random_lesion(rng))
     return Scene(skin, str(rng.choice(PARTS)), tuple(marks))
@@ -163,14 +179,16 @@ class Pool:
 
     images: NDArray[np.uint8]  # (N, 64, 64, 3)
     where: NDArray[np.bool_]  # (N, kinds of mark, 16, 16): the mark is seen in this square of 4x4 pixels
-    captions: tuple[tuple[str, ...], ...]  # N tuples of alternative captions
+    facts: NDArray[np.bool_]  # (N, len(FACTS)): what the caption says
+    captions: tuple[str, ...]
+    generic: tuple[str, ...]  # captions that call every mark CLASS_NOUN
 
 
 def draw_pool(count: int, seed: int) -> Pool:
-    """Draw `count` phantoms, a sixth of them without marks; image i depends on (seed, i) only."""
+    """Draw `count` phantoms, one in 25 without marks; image i depends on (seed, i) only."""
     images = np.empty((count, SIZE, SIZE, 3), np.uint8)
     where = np.zeros((count, len(MARKS), CELLS, CELLS), np.bool_)
-    captions = []
+    scenes = []
     for index in track(range(count), description="drawing phantoms"):
         rng = np.random.default_rng([seed, index])
         skin = draw_skin(rng, random_tone(rng))
@@ -178,6 +196,7 @@ def draw_pool(count: int, seed: int) -> Pool:
         images[index], seen = draw(rng, skin, scene.part, scene.marks)
         for kind, mask in seen.items():
             where[index, MARKS.index(kind)] = mask.reshape(CELLS, SIZE // CELLS, CELLS, SIZE // CELLS).max((1, 3)) > 0.3
-        generic = {mark.kind: CLASS_NOUN for mark in scene.marks}
-        captions.append((scene.caption(), scene.caption(), scene.caption(), scene.caption(generic)))
-    return Pool(images, where, tuple(captions))
+        scenes.append(scene)
+    facts = np.stack([scene.facts() for scene in scenes])
+    generic = tuple(scene.caption(dict.fromkeys(MARKS, CLASS_NOUN)) for scene in scenes)
+    return Pool(images, where, facts, tuple(scene.caption() for scene in scenes), generic)

@@ -20,7 +20,7 @@ TONES = {"fair": (42.0, 60.0), "brown": (12.0, 38.0), "dark": (-42.0, 6.0)}
 PARTS = ("face", "back", "leg", "neck", "arm")
 MARKS = ("moles", "freckles", "scratches", "papules", "redness", "rings", "pale patches")
 COUNTS = {"one": (1, 1), "few": (2, 4), "many": (6, 11)}
-SIZES = {"small": 0.72, "medium": 1.0, "large": 1.4}
+SIZES = {"small": 0.8, "medium": 1.1, "large": 1.5}
 ARRANGEMENTS = ("scattered", "clustered")
 STAGES = ("early", "mature", "crusted")
 YY, XX = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
@@ -152,7 +152,8 @@ class _Canvas:
         low, high = COUNTS[mark.count]
         before = self.image.copy()
         scale = SIZES[mark.size] * self.rng.uniform(0.88, 1.12)
-        centres = self._centres(int(self.rng.integers(low, high + 1)), 3.4 * scale, mark.arrangement)
+        self.contrast = float(self.rng.uniform(0.6, 1.2)) if mark.kind == "lesion" else 1.0
+        centres = self._centres(int(self.rng.integers(low, high + 1)), 4.0 * scale, mark.arrangement)
         painter = getattr(self, f"_{mark.kind.replace(' ', '_')}")
         for x, y in centres:
             if mark.kind == "lesion":
@@ -177,52 +178,52 @@ class _Canvas:
         yield from ((float(x), float(y)) for x, y in placed)
 
     def _moles(self, x: float, y: float, scale: float) -> None:
-        shape = self._disc(x, y, 2.3 * scale * self.rng.uniform(0.8, 1.2), oval=0.2)
+        shape = self._disc(x, y, 2.8 * scale * self.rng.uniform(0.8, 1.2), oval=0.2)
         self._blend(self.rng.uniform(0.7, 0.9), shape, self.base * np.array([0.42, 0.34, 0.32]))
 
     def _freckles(self, x: float, y: float, scale: float) -> None:
         for _ in range(5):
-            dx, dy = self.rng.normal(0, 4.5, 2)
-            shape = self._disc(x + dx, y + dy, self.rng.uniform(0.7, 1.1) * scale)
+            dx, dy = self.rng.normal(0, 5.0, 2)
+            shape = self._disc(x + dx, y + dy, self.rng.uniform(1.0, 1.5) * scale)
             self._blend(self.rng.uniform(0.35, 0.6), shape, self.base * np.array([0.66, 0.5, 0.44]))
 
     def _scratches(self, x: float, y: float, scale: float) -> None:
         u, v = _rotated(XX - x, YY - y, self.rng.uniform(0, np.pi))
-        stroke = np.maximum(np.abs(v) - 0.6, np.abs(u) - self.rng.uniform(5, 9) * scale)
+        stroke = np.maximum(np.abs(v) - 1.0, np.abs(u) - self.rng.uniform(6, 10) * scale)
         self._blend(0.7, _inside(stroke), self._red(0.55))
 
     def _papules(self, x: float, y: float, scale: float) -> None:
-        radius = 3.0 * scale * self.rng.uniform(0.85, 1.15)
-        self._blend(0.6, self._disc(x, y, radius, oval=0.15), self._pale(0.35))
+        radius = 3.6 * scale * self.rng.uniform(0.85, 1.15)
+        self._blend(0.7, self._disc(x, y, radius, oval=0.15), self._pale(0.4))
         self._shine(x, y, radius)
 
     def _redness(self, x: float, y: float, scale: float) -> None:
-        spread = 4.5 * scale * self.rng.uniform(0.8, 1.2)
+        spread = 5.0 * scale * self.rng.uniform(0.8, 1.2)
         self._blend(0.55, np.exp(-((np.hypot(XX - x, YY - y) / spread) ** 2)), self._red(0.8))
 
     def _rings(self, x: float, y: float, scale: float) -> None:
-        radius = 4.2 * scale * self.rng.uniform(0.85, 1.2)
-        self._blend(0.6, np.exp(-(((np.hypot(XX - x, YY - y) - radius) / 1.3) ** 2)), self._red(0.65))
+        radius = 5.2 * scale * self.rng.uniform(0.85, 1.2)
+        self._blend(0.65, np.exp(-(((np.hypot(XX - x, YY - y) - radius) / 1.7) ** 2)), self._red(0.65))
 
     def _pale_patches(self, x: float, y: float, scale: float) -> None:
         edge = 1.0 * _noise(self.rng, 8)
-        distance = np.hypot(XX - x, YY - y) - 4.2 * scale * self.rng.uniform(0.85, 1.2) + edge
+        distance = np.hypot(XX - x, YY - y) - 4.8 * scale * self.rng.uniform(0.85, 1.2) + edge
         self._blend(0.6, _inside(distance, 1.2), self._pale(0.42))
 
     def _lesion(self, x: float, y: float, scale: float, stage: str) -> None:
         """An umbilicated pustule: red halo, raised pale disc, dark centre; how much of each depends on the stage."""
         halo, disc, centre, width = {
-            "early": (0.5, 0.5, 0.6, 0.3),
-            "mature": (0.55, 0.8, 0.85, 0.34),
-            "crusted": (0.3, 0.65, 0.9, 0.56),
+            "early": (0.4, 0.35, 0.5, 0.26),
+            "mature": (0.3, 0.6, 0.65, 0.34),
+            "crusted": (0.15, 0.45, 0.7, 0.52),
         }[stage]
-        strength = self.rng.uniform(0.8, 1.1)
-        radius = 4.2 * scale * self.rng.uniform(0.85, 1.2)
+        strength = self.contrast * self.rng.uniform(0.85, 1.15)
+        radius = 4.0 * scale * self.rng.uniform(0.8, 1.2)
         outside = np.maximum(np.hypot(XX - x, YY - y) - radius, 0)
-        self._blend(halo * strength, np.exp(-((outside / (0.55 * radius)) ** 2)), self._red(0.84))
-        self._blend(disc * strength, self._disc(x, y, radius, oval=0.12), self._pale(0.5))
+        self._blend(halo * strength, np.exp(-((outside / (0.5 * radius)) ** 2)), self._red(0.84))
+        self._blend(disc * strength, self._disc(x, y, radius, oval=0.15), self._pale(0.45))
         self._shine(x, y, radius)
-        self._blend(min(centre * strength, 1), self._disc(x, y, width * radius, oval=0.12), self.base * 0.28)
+        self._blend(centre * strength, self._disc(x, y, width * radius, oval=0.2), self.base * 0.32)
 
     # Brushes.
 
@@ -253,10 +254,10 @@ def _photograph(rng: np.random.Generator, image: Pixels) -> NDArray[np.uint8]:
     image = image * (1 - rng.uniform(0.0, 0.2) * falloff)[..., None] * rng.uniform(0.93, 1.07)
     picture = Image.fromarray(np.clip(image, 0, 255).round().astype(np.uint8))
     picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.15, 0.65)))
-    noisy = np.asarray(picture, np.float32) + rng.uniform(1.0, 3.5) * rng.standard_normal((SIZE, SIZE, 3))
+    noisy = np.asarray(picture, np.float32) + rng.uniform(0.7, 2.2) * rng.standard_normal((SIZE, SIZE, 3))
     jpeg = io.BytesIO()
     Image.fromarray(np.clip(noisy, 0, 255).round().astype(np.uint8)).save(
-        jpeg, "JPEG", quality=int(rng.integers(75, 96))
+        jpeg, "JPEG", quality=int(rng.integers(85, 98))
     )
     return np.asarray(Image.open(jpeg))
 

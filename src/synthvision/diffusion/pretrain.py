@@ -1,7 +1,8 @@
 """Train the embedded `tiny` backbone on phantoms without the lesion class: DreamBooth shall have something to teach it.
 
-Three parts in turn: the tokenizer, the VAE (encoder computed, decoder trained), the UNet with its text encoder. Every
-random draw depends on (seed, part, step): an interrupted training resumes with the same result.
+Four parts in turn: the tokenizer, the VAE (encoder computed, decoder trained), the text encoder (it learns to tell what
+a caption says), the UNet with its text encoder. Every random draw depends on (seed, part, step): an interrupted
+training resumes with the same result.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from diffusers import (
 from pytorch_lightning import LightningModule
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -46,6 +48,9 @@ from synthvision.diffusion.tiny import (
 from synthvision.training import fit_steps
 
 EMPTY_CAPTIONS = 0.1  # share trained without a caption, for classifier-free guidance
+GENERIC_CAPTIONS = 0.1  # share trained with a caption that calls every mark by the class noun
+TEXT_BATCH = 64
+TEXT_SHARE = 0.2  # of the UNet's learning rate, once the text encoder trains with it
 EMA_DECAY = 0.999
 MARK_WEIGHT = 4.0  # marks cover few latents; unweighted, the loss is that of the skin's texture
 SAMPLES, GUIDANCE = 6, 3.0  # of the preview
@@ -56,7 +61,7 @@ PREVIEW = (
     "photo of fair skin on the leg, few scattered scratches",
     "photo of brown skin on the neck, many scattered papules",
     "photo of dark skin on the arm, no marks",
-    "photo of fair skin on the face, many freckles",
+    "photo of fair skin on the face, many scattered freckles",
     "photo of dark skin on the back, few large clustered redness",
     "photo of brown skin on the back, many clustered spots",
     "photo of fair skin on the arm, few small clustered papules and few rings",
@@ -74,6 +79,8 @@ class PretrainConfig:
     images: int  # phantoms in the pool
     decoder_steps: int
     decoder_lr: float
+    text_steps: int
+    text_lr: float
     unet_steps: int
     unet_lr: float
     batch_size: int  # of the UNet's training
@@ -95,17 +102,20 @@ def pretrain(
     """
     pool = draw_pool(config.images, seed)
     images = to_tensor(pool.images).contiguous()
-    tokenizer = new_tokenizer([caption for group in pool.captions for caption in group])
+    tokenizer = new_tokenizer([*pool.captions, *pool.generic])
     torch.manual_seed(seed)  # initial weights
     vae, text, unet = new_vae(images[:4000]), new_text_encoder(tokenizer), new_unet()
     latents = encode(vae, images)
     decoder = DecoderTraining(vae, images, latents, config, seed)
     every = config.checkpoint_every
     fit_steps(decoder, config.decoder_steps, work / "decoder", every, logger, gradient_clip=1.0)
-    token_ids = torch.stack([tokenize(tokenizer, group) for group in pool.captions])  # (N, captions, tokens)
+    captions, generic = tokenize(tokenizer, pool.captions), tokenize(tokenizer, pool.generic)
+    reader = TextTraining(text, captions, torch.from_numpy(pool.facts).float(), config, seed)
+    fit_steps(reader, config.text_steps, work / "text", every, logger, gradient_clip=1.0)
     unet.to(memory_format=torch.channels_last)  # a tenth faster on a CPU
     marked = torch.from_numpy(pool.where.any(1)).float()  # (N, 16, 16): latents that show a mark
-    base = BaseTraining(unet, text, latents, token_ids, marked, tokenize(tokenizer, [""])[0], config, seed)
+    ids = torch.stack([captions, generic], 1)  # (N, 2, tokens)
+    base = BaseTraining(unet, text, latents, ids, marked, tokenize(tokenizer, [""])[0], config, seed)
     fit_steps(base, config.unet_steps, work / "base", every, logger, gradient_clip=1.0)
     averaged: Any = base.average.module
     pipeline = StableDiffusionPipeline(
@@ -119,7 +129,8 @@ def pretrain(
         requires_safety_checker=False,
     )
     held_out = to_tensor(draw_pool(200, seed + 1).images)
-    metrics = {"psnr": psnr(vae, held_out), "decoder/loss": float(decoder.recent), "base/loss": float(base.recent)}
+    parts = (("decoder", decoder), ("text", reader), ("base", base))
+    metrics = {"psnr": psnr(vae, held_out)} | {f"{name}/loss": float(part.recent) for name, part in parts}
     pipeline.to(dtype=torch.float16).save_pretrained(out)
     write_samples(out, seed)
     return metrics
@@ -163,7 +174,33 @@ class DecoderTraining(LightningModule):
 
     def configure_optimizers(self) -> Any:
         trained = [*self.vae.decoder.parameters(), *self.vae.post_quant_conv.parameters()]
-        return with_cosine(trained, self.config.decoder_lr, self.config.decoder_steps)
+        return with_cosine([(trained, self.config.decoder_lr)], self.config.decoder_steps)
+
+
+class TextTraining(LightningModule):
+    """Trains the text encoder to tell what a caption says, at its last token; CLIP's learnt that from pictures."""
+
+    def __init__(
+        self, text: CLIPTextModel, token_ids: Tensor, facts: Tensor, config: PretrainConfig, seed: int
+    ) -> None:
+        super().__init__()
+        self.text, self.head = text, torch.nn.Linear(text.config.hidden_size, facts.shape[1])
+        self.config, self.seed = config, seed
+        self.register_buffer("recent", torch.tensor(math.nan))
+        self.recent: Tensor
+        self.token_ids, self.facts = [token_ids], [facts]  # in lists: not part of the module's state
+
+    def training_step(self, _: Any) -> Tensor:
+        draw = torch.Generator().manual_seed(stream(self.seed, 4, self.global_step))
+        chosen = torch.randint(len(self.facts[0]), (TEXT_BATCH,), generator=draw)
+        said = self.head(self.text(self.token_ids[0][chosen]).pooler_output)
+        loss = binary_cross_entropy_with_logits(said, self.facts[0][chosen])
+        self.recent = running(self.recent, loss)
+        self.log("text/loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return with_cosine([(list(self.parameters()), self.config.text_lr)], self.config.text_steps)
 
 
 class BaseTraining(LightningModule):
@@ -196,8 +233,8 @@ class BaseTraining(LightningModule):
         draw = torch.Generator().manual_seed(stream(self.seed, 2, self.global_step))
         size = self.config.batch_size
         chosen = torch.randint(len(self.latents[0]), (size,), generator=draw)
-        variant = torch.randint(self.token_ids[0].shape[1], (size,), generator=draw)
-        ids = self.token_ids[0][chosen, variant].clone()
+        generic = (torch.rand(size, generator=draw) < GENERIC_CAPTIONS).long()
+        ids = self.token_ids[0][chosen, generic]
         ids[torch.rand(size, generator=draw) < EMPTY_CAPTIONS] = self.empty
         # Stratified over the batch: the same mean as independent draws, with less variance.
         t = ((torch.arange(size) + torch.rand(size, generator=draw)) / size * len(self.alpha)).long()
@@ -219,7 +256,9 @@ class BaseTraining(LightningModule):
         self.average.update_parameters(self.model)
 
     def configure_optimizers(self) -> Any:
-        return with_cosine(list(self.model.parameters()), self.config.unet_lr, self.config.unet_steps)
+        lr, parts = self.config.unet_lr, self.model
+        trained = [(list(parts["unet"].parameters()), lr), (list(parts["text"].parameters()), TEXT_SHARE * lr)]
+        return with_cosine(trained, self.config.unet_steps)
 
 
 def running(before: Tensor, loss: Tensor) -> Tensor:
@@ -227,9 +266,10 @@ def running(before: Tensor, loss: Tensor) -> Tensor:
     return torch.where(before.isnan(), loss.detach(), 0.99 * before + 0.01 * loss.detach())
 
 
-def with_cosine(parameters: list[torch.nn.Parameter], lr: float, steps: int) -> dict[str, Any]:
-    """Return AdamW with 100 steps of warm-up and a cosine decay to 3%."""
-    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+def with_cosine(groups: Sequence[tuple[list[torch.nn.Parameter], float]], steps: int) -> dict[str, Any]:
+    """Return AdamW for (parameters, learning rate) groups with 100 steps of warm-up and a cosine decay to 3%."""
+    given = [{"params": parameters, "lr": lr} for parameters, lr in groups]
+    optimizer = torch.optim.AdamW(given, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
 
     def factor(step: int) -> float:
         return min(1.0, (step + 1) / 100) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1))))

@@ -182,6 +182,16 @@ def subgroup_figure(
     return figure
 
 
+def figures_of(result: Evaluation) -> dict[str, Figure]:
+    """Return the figures of the test set by name: confusion matrix (counts, shares), ROC and precision-recall."""
+    return {
+        "confusion-counts": confusion_figure(result.confusion, result.classes, False),
+        "confusion-shares": confusion_figure(result.confusion, result.classes, True),
+        "roc": roc_figure(result),
+        "precision-recall": precision_recall_figure(result),
+    }
+
+
 @_styled
 def png(figure: Figure, dpi: int = 150) -> bytes:
     """Return the figure as PNG; the same figure gives the same bytes."""

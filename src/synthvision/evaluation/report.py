@@ -27,6 +27,12 @@ CURVES: dict[str, Callable[[str], bool]] = {
     "loss": lambda name: name.endswith("loss"),
     "score": lambda name: not name.endswith("loss"),
 }
+TITLES = {
+    "confusion-counts": "Confusion matrix, counts",
+    "confusion-shares": "Confusion matrix, share of each true class",
+    "roc": "ROC curve",
+    "precision-recall": "Precision-recall curve",
+}
 NOT_PLOTTED = ("lr", "step", "epoch", "seconds")
 
 
@@ -48,18 +54,7 @@ def write_report(given: ReportInput, out: Path) -> Path:
 
 def _figures(given: ReportInput) -> dict[str, str]:
     result = given.evaluation
-    drawn = {
-        "confusion-counts": (
-            figures.confusion_figure(result.confusion, result.classes, False),
-            "Confusion matrix, counts",
-        ),
-        "confusion-shares": (
-            figures.confusion_figure(result.confusion, result.classes, True),
-            "Confusion matrix, share of each true class",
-        ),
-        "roc": (figures.roc_figure(result), "ROC curve"),
-        "precision-recall": (figures.precision_recall_figure(result), "Precision-recall curve"),
-    }
+    drawn = {name: (figure, TITLES[name]) for name, figure in figures.figures_of(result).items()}
     measures: tuple[Literal["sensitivity", "specificity"], ...] = ("sensitivity", "specificity")
     for measure in measures:
         if result.subgroups:
