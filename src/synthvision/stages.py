@@ -12,14 +12,12 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 from filelock import FileLock
 from pytorch_lightning.loggers import Logger
 
 from synthvision import __version__, artifact
 from synthvision.classification.pretrain import pretrain_vit
 from synthvision.classification.train import predict, train
-from synthvision.data.images import load_batch
 from synthvision.data.phantom import write_phantoms
 from synthvision.data.prepare import prepare
 from synthvision.diffusion import backbone, dreambooth
@@ -31,8 +29,9 @@ from synthvision.evaluation.evaluate import evaluate
 from synthvision.evaluation.figures import figures_of, png
 from synthvision.evaluation.intervals import Estimate
 from synthvision.evaluation.ledger import Ledger, Opening
-from synthvision.evaluation.probes import FOLDS, Probe, image_probes, probe_groups
+from synthvision.evaluation.probes import Probe
 from synthvision.evaluation.report import ReportInput, StageRow, write_report
+from synthvision.evaluation.shortcuts import probe_metrics, probe_study, read_probes, write_probes
 from synthvision.manifest import Manifest, kind_of_reason
 from synthvision.predictions import Predictions
 from synthvision.review.unattended import decide
@@ -209,7 +208,7 @@ def run_evaluate(given: Context) -> Result:
     predictions.write(given.out / "predictions.csv")
     result = evaluate(predictions, test, _threshold(given), study.disease.positive, study.seed)
     artifact.write_json(given.out / "evaluation.json", asdict(result))
-    artifact.write_json(given.out / "probes.json", [asdict(probe) for probe in probes])
+    write_probes(given.out / "probes.json", probes)
     for name, figure in figures_of(result).items():
         artifact.write_bytes(given.out / "figures" / f"{name}.png", png(figure))
     return Result(
@@ -243,28 +242,14 @@ def read_headline(folder: Path) -> dict[str, float]:
     """Return the test metrics and probes that a finished evaluation left in its folder."""
     saved = json.loads((folder / "evaluation.json").read_text())["estimates"]
     estimates = {name: Estimate(**value) for name, value in saved.items()}
-    return {**_rows(estimates), **_probe_metrics(_read_probes(folder / "probes.json"))}
+    return {**_rows(estimates), **probe_metrics(read_probes(folder / "probes.json"))}
 
 
 def _probes(given: Context) -> tuple[Probe, ...]:
-    """Tell accepted synthetic images of the disease from real ones; test images take no part."""
-    if not given.study.generates:
-        return ()
-    positive, prepared = given.study.disease.positive, given.manifest("prepare")
-    real = prepared.where(lambda r: r.label == positive and r.split in ("guide", "train", "val"))
-    synthetic = given.manifest("review").where(decision="accept")
-    images = real + synthetic
-    pixels = load_batch(images, given.study.dataset.size)
-    groups = probe_groups(images, prepared)
-    if len(set(groups[: len(real)])) < FOLDS:
-        return ()  # too few real patients of the disease to probe with
-    is_synthetic = np.array([record.origin == "synthetic" for record in images])
-    return image_probes(pixels, is_synthetic, groups, "synthetic from real images of the disease", "origin")
-
-
-def _probe_metrics(probes: Sequence[Probe]) -> dict[str, float]:
-    best = {probe.name: max(probe.models.values(), key=lambda e: e.value) for probe in probes}
-    return {f"probe/{name}": estimate.value for name, estimate in best.items()}
+    known = given.manifest("prepare").where(lambda record: record.split in ("guide", "train", "val"))
+    none = Manifest((), given.study.folder)
+    synthetic = given.manifest("review").where(decision="accept") if given.study.generates else none
+    return probe_study(known, synthetic, given.study.disease.positive, given.study.dataset.size)
 
 
 def _threshold(given: Context) -> float:
@@ -297,7 +282,7 @@ def run_report(given: Context) -> Result:
             training=Manifest.read(given.before["classify"] / "training.csv", study.folder),
             evaluation=result,
             openings=Ledger(study.folder / "ledger").openings(identity_of(test)),
-            probes=_read_probes(given.before["evaluate"] / "probes.json"),
+            probes=read_probes(given.before["evaluate"] / "probes.json"),
             diffusion_losses=_losses(trained),
             history=_read_rows(given.before["classify"] / "history.csv"),
             best_epoch=described["epoch"],
@@ -324,12 +309,6 @@ def _losses(trained: Path | None) -> list[dict[str, float]]:
 def _versions() -> dict[str, str]:
     own = {"synthvision": __version__, "python": platform.python_version()}
     return own | {package: version(package) for package in PACKAGES}
-
-
-def _read_probes(file: Path) -> list[Probe]:
-    rows = json.loads(file.read_text())
-    models = [{name: Estimate(**value) for name, value in row.pop("models").items()} for row in rows]
-    return [Probe(models=each, **row) for row, each in zip(rows, models, strict=True)]
 
 
 def _write_rows(file: Path, rows: Sequence[Mapping[str, float]]) -> None:
