@@ -42,7 +42,7 @@ CELLS = 16  # squares per side in which a pool says what marks are where
 IMAGES_PER_PATIENT = (1, 4)
 # Groups of benign marks: shares of pictures with none, one, two. In a lesion's picture the lesion is one more group, so
 # that the classes have about as many groups each: how much there is to see shall not tell them apart.
-BENIGN_GROUPS = {"lesion": (0.6, 0.4, 0.0), "normal": (0.1, 0.45, 0.45), "other": (0.0, 0.6, 0.4)}
+BENIGN_GROUPS = {"lesion": (0.75, 0.25, 0.0), "normal": (0.1, 0.45, 0.45), "other": (0.0, 0.6, 0.4)}
 # What a caption may say; the text encoder first learns to tell these from the words.
 FACTS = (
     *TONES,

@@ -152,7 +152,7 @@ class _Canvas:
         low, high = COUNTS[mark.count]
         before = self.image.copy()
         scale = SIZES[mark.size] * self.rng.uniform(0.88, 1.12)
-        self.contrast = float(self.rng.uniform(0.6, 1.2)) if mark.kind == "lesion" else 1.0
+        self.contrast = float(self.rng.uniform(0.75, 1.25)) if mark.kind == "lesion" else 1.0
         centres = self._centres(int(self.rng.integers(low, high + 1)), 4.0 * scale, mark.arrangement)
         painter = getattr(self, f"_{mark.kind.replace(' ', '_')}")
         for x, y in centres:
@@ -218,7 +218,7 @@ class _Canvas:
             "crusted": (0.15, 0.45, 0.7, 0.52),
         }[stage]
         strength = self.contrast * self.rng.uniform(0.85, 1.15)
-        radius = 4.0 * scale * self.rng.uniform(0.8, 1.2)
+        radius = 4.3 * scale * self.rng.uniform(0.85, 1.2)
         outside = np.maximum(np.hypot(XX - x, YY - y) - radius, 0)
         self._blend(halo * strength, np.exp(-((outside / (0.5 * radius)) ** 2)), self._red(0.84))
         self._blend(disc * strength, self._disc(x, y, radius, oval=0.15), self._pale(0.45))
