@@ -1,40 +1,56 @@
-"""Youden's threshold against scikit-learn and by hand."""
+"""The threshold: where it must lie by hand, steadier than Youden's, and blind to how frequent the disease is."""
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_curve
+from scipy.special import expit
+from sklearn.metrics import balanced_accuracy_score, roc_curve
 
-from synthvision.classification.threshold import youden_threshold
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_it_reaches_the_best_index_on_the_roc_curve(seed):
-    rng = np.random.default_rng(seed)
-    positive = rng.random(80) < 0.4
-    probability = np.round(np.clip(0.3 * positive + rng.normal(0.4, 0.2, 80), 0, 1), 2)  # with ties
-    cut = youden_threshold(probability, positive)
-    said = probability >= cut
-    index = said[positive].mean() + (~said)[~positive].mean() - 1
-    false, true, _ = roc_curve(positive, probability)
-    assert index == pytest.approx((true - false).max())
+from synthvision.classification.threshold import balanced_threshold
 
 
-def test_separated_classes_are_cut_halfway():
-    assert youden_threshold(np.array([0.1, 0.3, 0.9, 0.7]), np.array([False, False, True, True])) == pytest.approx(0.5)
+def scores(rng, images):
+    """Return probabilities and truth of a classifier whose best threshold is expit(1), about 0.73."""
+    positive = rng.random(images) < 0.5
+    return expit(rng.normal(np.where(positive, 3.0, -1.0), 1.5)), positive
 
 
-def test_among_ties_the_middle_one_is_taken():
-    # Cuts at 0.2, 0.4 and 0.6 are equally good.
-    probability = np.array([0.1, 0.3, 0.3, 0.5, 0.5, 0.7])
-    positive = np.array([False, True, False, True, False, True])
-    assert youden_threshold(probability, positive) == pytest.approx(0.4)
+def test_symmetric_classes_are_cut_halfway():
+    probability, positive = np.array([0.1, 0.3, 0.9, 0.7]), np.array([False, False, True, True])
+    assert balanced_threshold(probability, positive) == pytest.approx(0.5)
 
 
-def test_equal_probabilities_still_give_a_threshold():
-    assert 0 <= youden_threshold(np.full(4, 0.5), np.array([True, False, True, False])) <= 1
+def test_it_finds_where_both_classes_are_equally_likely():
+    assert balanced_threshold(*scores(np.random.default_rng(0), 20_000)) == pytest.approx(expit(1.0), abs=0.01)
+
+
+def test_the_share_of_positives_does_not_move_it():
+    probability, positive = scores(np.random.default_rng(1), 20_000)
+    kept = ~positive | (np.random.default_rng(2).random(20_000) < 0.1)
+    assert balanced_threshold(probability[kept], positive[kept]) == pytest.approx(expit(1.0), abs=0.03)
+
+
+def test_on_few_images_it_is_better_than_youdens():
+    unseen, truth = scores(np.random.default_rng(3), 20_000)
+    ours, youdens = [], []
+    for seed in range(40):
+        probability, positive = scores(np.random.default_rng([4, seed]), 100)
+        false, true, cuts = roc_curve(positive, probability)
+        for found, cut in ((ours, balanced_threshold(probability, positive)), (youdens, cuts[(true - false).argmax()])):
+            found.append(balanced_accuracy_score(truth, unseen >= cut))
+    assert np.mean(ours) > np.mean(youdens)
+    assert np.min(ours) > np.min(youdens)
+
+
+@pytest.mark.parametrize("probability", [np.full(4, 0.5), np.array([0.1, 0.9, 0.2, 0.8])])
+def test_a_useless_classifier_is_cut_at_one_half(probability):
+    assert balanced_threshold(probability, np.array([True, False, True, False])) == 0.5
+
+
+def test_certain_probabilities_are_borne():
+    assert 0 < balanced_threshold(np.array([0.0, 0.0, 1.0, 1.0]), np.array([False, False, True, True])) < 1
 
 
 @pytest.mark.parametrize("truth", [True, False])
 def test_one_class_alone_is_refused(truth):
     with pytest.raises(ValueError, match="positives and negatives"):
-        youden_threshold(np.array([0.1, 0.9]), np.array([truth, truth]))
+        balanced_threshold(np.array([0.1, 0.9]), np.array([truth, truth]))

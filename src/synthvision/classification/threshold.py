@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, logit
+from sklearn.linear_model import LogisticRegression
+
+CERTAIN = 1e-6  # probabilities are read no closer to 0 and 1 than this
+NEUTRAL = 0.5
 
 
-def youden_threshold(probability: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
-    """Return the threshold with the largest sensitivity + specificity - 1; an image is positive at or above it.
+def balanced_threshold(probability: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
+    """Return the probability at which both classes, counted as equally frequent, are equally likely.
 
-    Thresholds are tried halfway between neighbouring probabilities, where they are farthest from any image; among
-    equally good ones the middle one is taken.
+    A logistic regression of the truth on the probability's logit says so. It looks for the same point as Youden's
+    index, but uses every image, where the index rests on the few nearest to the cut: on 50 + 50 images it is steadier.
 
     Args:
         probability: float64 (N,) of the positive class.
         positive: bool (N,), the truth.
+
+    Returns:
+        The threshold in (0, 1); an image is positive at or above it. 0.5 where a higher probability does not mean more
+        disease: then no threshold is of use.
 
     Raises:
         ValueError: there are no positives or no negatives.
@@ -23,11 +32,7 @@ def youden_threshold(probability: NDArray[np.float64], positive: NDArray[np.bool
         raise ValueError(
             f"a threshold needs positives and negatives; {int(positive.sum())} of {len(positive)} are positive"
         )
-    values = np.unique(probability)
-    cuts = np.concatenate([[values[0] / 2], (values[1:] + values[:-1]) / 2, [(values[-1] + 1) / 2]])
-    above = probability[None, :] >= cuts[:, None]  # (cuts, N)
-    sensitivity = (above & positive).sum(1) / positive.sum()
-    specificity = (~above & ~positive).sum(1) / (~positive).sum()
-    index = sensitivity + specificity
-    best = np.flatnonzero(np.isclose(index, index.max(), rtol=0, atol=1e-12))
-    return float(cuts[best[(len(best) - 1) // 2]])
+    score = logit(np.clip(probability, CERTAIN, 1 - CERTAIN))[:, None]  # (N, 1)
+    fitted = LogisticRegression(class_weight="balanced").fit(score, positive)
+    slope, offset = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+    return float(expit(-offset / slope)) if slope > 0 else NEUTRAL

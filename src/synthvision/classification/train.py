@@ -16,7 +16,7 @@ from synthvision.classification.model import WEIGHTS_FILE
 from synthvision.classification.module import Classifier, ClassifierConfig
 from synthvision.classification.predict import TrainedModel, predict, read_network, save_classifier
 from synthvision.classification.resume import BEST, EpochKeeper
-from synthvision.classification.threshold import youden_threshold
+from synthvision.classification.threshold import balanced_threshold
 from synthvision.data.torch_data import ImageTensors
 from synthvision.manifest import Manifest
 from synthvision.predictions import Predictions
@@ -70,7 +70,7 @@ def train(
     network = read_network(config.model, len(classes), work / BEST / WEIGHTS_FILE)
     model = TrainedModel(network, config.model, tuple(classes), threshold=0.5, epoch=keeper.best_epoch)
     predictions = model.predict(val, config.batch_size)
-    threshold = youden_threshold(predictions.of(classes[0]), np.array(predictions.label) == classes[0])
+    threshold = balanced_threshold(predictions.of(classes[0]), np.array(predictions.label) == classes[0])
     save_classifier(replace(model, threshold=threshold), {**asdict(config), "seed": seed}, out / "weights")
     return Trained(out / "weights", keeper.history, keeper.best_epoch, threshold, predictions)
 
