@@ -1,12 +1,14 @@
 """The phantom: deterministic, as varied as its captions say, and not to be won by a shortcut."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+from scipy.ndimage import maximum_filter
 from sklearn.metrics import roc_auc_score
 
 from synthvision.data.images import read_rgb
@@ -145,6 +147,22 @@ def test_facts_are_what_the_caption_says() -> None:
         *("dark", "arm", "rings", "many rings", "large rings", "clustered rings"),
         *("moles", "one moles", "medium moles"),
     }
+
+
+def test_marks_on_top_lie_on_those_of_the_group_before() -> None:
+    skin = Skin("brown", 20.0, 10.0, 0.0)
+    below, above = Mark("moles", "few", "small", "scattered"), Mark("rings", "few", "large", "on top")
+    shares: dict[str, list[float]] = {"on top": [], "scattered": []}
+    for seed in range(5):
+        for arrangement, share in shares.items():
+            marks = (below, replace(above, arrangement=arrangement))
+            _, where = draw(np.random.default_rng(seed), skin, "back", marks)
+            reached = maximum_filter(where["rings"], 9)  # a ring's middle is empty
+            share.append(float(reached[where["moles"] > 0.5].mean()))
+    assert min(shares["on top"]) > 0.85
+    assert np.mean(shares["scattered"]) < 0.6
+    said = Scene(skin, "back", (below, above)).caption()
+    assert said.endswith("few small scattered moles and few large rings on top")
 
 
 def test_classes_show_about_as_much(images: NDArray[np.uint8], rows: list[dict[str, str]]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from synthvision.data.skin import (
     ARRANGEMENTS,
     COUNTS,
     MARKS,
+    ON_TOP,
     PARTS,
     SIZE,
     SIZES,
@@ -42,13 +43,16 @@ CELLS = 16  # squares per side in which a pool says what marks are where
 IMAGES_PER_PATIENT = (1, 4)
 # Groups of benign marks: shares of pictures with none, one, two. In a lesion's picture the lesion is one more group, so
 # that the classes have about as many groups each: how much there is to see shall not tell them apart.
-BENIGN_GROUPS = {"lesion": (0.75, 0.25, 0.0), "normal": (0.1, 0.45, 0.45), "other": (0.0, 0.6, 0.4)}
+BENIGN_GROUPS = {"lesion": (0.75, 0.25, 0.0), "normal": (0.05, 0.35, 0.6), "other": (0.0, 0.5, 0.5)}
+# Of pictures with two groups of benign marks, those in which the second lies on the first. Else whatever is dark within
+# pale, or red around dark, would be a lesion, and who looks for the unusual would find the disease without knowing it.
+OVERLAPS = 0.6
 # What a caption may say; the text encoder first learns to tell these from the words.
 FACTS = (
     *TONES,
     *PARTS,
     *MARKS,
-    *(f"{value} {kind}" for kind in MARKS for value in (*COUNTS, *SIZES, *ARRANGEMENTS)),
+    *(f"{value} {kind}" for kind in MARKS for value in (*COUNTS, *SIZES, *ARRANGEMENTS, ON_TOP)),
 )
 GUIDE_STREAM = 1_000_000  # keeps guides' random draws apart from every class's
 
@@ -74,8 +78,7 @@ class Scene:
         """Return which of FACTS the caption says, bool (len(FACTS),)."""
         seen = {self.skin.tone, self.part}
         for mark in self.marks:
-            of_one = () if mark.count == "one" else (mark.arrangement,)  # one mark alone has no arrangement
-            seen |= {mark.kind, *(f"{value} {mark.kind}" for value in (mark.count, mark.size, *of_one))}
+            seen |= {mark.kind, *(f"{value} {mark.kind}" for value in (mark.count, mark.size, _arrangement(mark)))}
         return np.array([fact in seen for fact in FACTS])
 
 
@@ -112,6 +115,8 @@ def random_scene(rng: np.random.Generator, label: str, skin: Skin) -> Scene:
     """Draw a scene of a class on this patient's skin."""
     groups = int(rng.choice(3, p=BENIGN_GROUPS[label]))
     marks = [random_benign(rng) for _ in range(groups)]
+    if groups == 2 and rng.random() < OVERLAPS:
+        marks[1] = replace(marks[1], count=marks[0].count, arrangement=ON_TOP)
     if label == "lesion":
         marks.append(_random_lesion(rng))
     return Scene(skin, str(rng.choice(PARTS)), tuple(marks))
@@ -123,8 +128,14 @@ def _random_lesion(rng: np.random.Generator) -> Mark:
 
 
 def _phrase(mark: Mark, name: str) -> str:
-    words = (mark.count, mark.size if mark.size != "medium" else "", mark.arrangement if mark.count != "one" else "")
-    return " ".join(word for word in (*words, mark.stage, name) if word)
+    size, arrangement = mark.size if mark.size != "medium" else "", _arrangement(mark)
+    placed = (name, ON_TOP) if arrangement == ON_TOP else (arrangement, mark.stage, name)
+    return " ".join(word for word in (mark.count, size, *placed) if word)
+
+
+def _arrangement(mark: Mark) -> str:
+    """Return what a caption says of it: one mark alone is neither scattered nor clustered."""
+    return "" if mark.count == "one" and mark.arrangement != ON_TOP else mark.arrangement
 
 
 def random_tone(rng: np.random.Generator) -> str:
@@ -185,7 +196,7 @@ class Pool:
 
 
 def draw_pool(count: int, seed: int) -> Pool:
-    """Draw `count` phantoms, one in 25 without marks; image i depends on (seed, i) only."""
+    """Draw `count` phantoms, one in 50 without marks; image i depends on (seed, i) only."""
     images = np.empty((count, SIZE, SIZE, 3), np.uint8)
     where = np.zeros((count, len(MARKS), CELLS, CELLS), np.bool_)
     scenes = []

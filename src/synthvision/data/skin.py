@@ -22,6 +22,7 @@ MARKS = ("moles", "freckles", "scratches", "papules", "redness", "rings", "pale 
 COUNTS = {"one": (1, 1), "few": (2, 4), "many": (6, 11)}
 SIZES = {"small": 0.8, "medium": 1.1, "large": 1.5}
 ARRANGEMENTS = ("scattered", "clustered")
+ON_TOP = "on top"  # the arrangement of marks that lie on those of the group before: moles in rings, papules on redness
 STAGES = ("early", "mature", "crusted")
 YY, XX = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
 
@@ -35,7 +36,7 @@ class Mark:
     kind: str
     count: str
     size: str
-    arrangement: str
+    arrangement: str  # one of ARRANGEMENTS, or ON_TOP
     stage: str = ""  # lesions only: one of STAGES
 
 
@@ -88,6 +89,7 @@ class _Canvas:
         self.base = _lab_to_rgb(lightness, skin.hue + rng.normal(0, 0.7), yellow)
         self.image: Pixels = np.ones((SIZE, SIZE, 3), np.float32) * self.base
         self.where: dict[str, Pixels] = {}
+        self.centres: tuple[tuple[float, float], ...] = ()  # of the marks painted last
 
     # Background: everything that all classes share.
 
@@ -153,9 +155,10 @@ class _Canvas:
         before = self.image.copy()
         scale = SIZES[mark.size] * self.rng.uniform(0.88, 1.12)
         self.contrast = float(self.rng.uniform(0.75, 1.25)) if mark.kind == "lesion" else 1.0
-        centres = self._centres(int(self.rng.integers(low, high + 1)), 4.0 * scale, mark.arrangement)
+        if mark.arrangement != ON_TOP:
+            self.centres = tuple(self._centres(int(self.rng.integers(low, high + 1)), 4.0 * scale, mark.arrangement))
         painter = getattr(self, f"_{mark.kind.replace(' ', '_')}")
-        for x, y in centres:
+        for x, y in self.centres:
             if mark.kind == "lesion":
                 painter(x, y, scale, mark.stage)
             else:

@@ -64,7 +64,7 @@ PREVIEW = (
     "photo of fair skin on the face, many scattered freckles",
     "photo of dark skin on the back, few large clustered redness",
     "photo of brown skin on the back, many clustered spots",
-    "photo of fair skin on the arm, few small clustered papules and few rings",
+    "photo of fair skin on the arm, few scattered moles and few large rings on top",
 )
 
 
