@@ -9,7 +9,15 @@ from diffusers import StableDiffusionPipeline
 
 from synthvision.artifact import tree_digest
 from synthvision.diffusion import pretrain as module
-from synthvision.diffusion.pretrain import PretrainConfig, pretrain, reconstruction_loss
+from synthvision.diffusion.pretrain import (
+    PretrainConfig,
+    meaningless,
+    pretrain,
+    reconstruction_loss,
+    tokenize,
+    with_noise_words,
+)
+from synthvision.diffusion.tiny import new_tokenizer
 
 SMALL = PretrainConfig(
     images=40,
@@ -70,3 +78,21 @@ def test_reconstruction_loss_is_zero_for_equals_and_sees_hue() -> None:
 def test_numbers_must_be_positive() -> None:
     with pytest.raises(ValueError, match=r"pretrain\.unet_steps"):
         replace(SMALL, unet_steps=0)
+
+
+def test_noise_words_are_put_into_the_text_and_mean_nothing_else() -> None:
+    captions = ["photo of fair skin on the back, many moles", "photo of dark skin on the arm, no marks"]
+    tokenizer = new_tokenizer(captions)
+    ids = tokenize(tokenizer, captions)
+    words = meaningless(tokenizer, ids)
+    assert not set(words.tolist()) & {*ids.flatten().tolist(), *tokenizer("sks lesion crusted").input_ids}
+    many = with_noise_words(ids[torch.arange(400) % 2], words, torch.Generator().manual_seed(0))
+    changed = 0
+    for index, row in enumerate(many):
+        added = torch.isin(row, words)
+        assert added.sum() <= 1
+        kept = torch.cat([row[~added], row[-1:].repeat(int(added.sum()))])
+        assert kept.equal(ids[index % 2])
+        assert row[0] == tokenizer.bos_token_id
+        changed += int(added.sum())
+    assert 0.2 < changed / 400 < 0.4

@@ -40,6 +40,7 @@ from synthvision.diffusion.tiny import (
     RESOLUTION,
     SCHEDULER,
     TOKENS,
+    WORDS,
     new_text_encoder,
     new_tokenizer,
     new_unet,
@@ -49,6 +50,9 @@ from synthvision.training import fit_steps
 
 EMPTY_CAPTIONS = 0.1  # share trained without a caption, for classifier-free guidance
 GENERIC_CAPTIONS = 0.1  # share trained with a caption that calls every mark by the class noun
+# Share trained with meaningless words among the others: the base shall pass over a word that it does not know, such as
+# DreamBooth's identifier, as large models do, and not paint something odd for it.
+NOISE_WORDS = 0.3
 TEXT_BATCH = 64
 TEXT_SHARE = 0.2  # of the UNet's learning rate, once the text encoder trains with it
 EMA_DECAY = 0.999
@@ -110,12 +114,14 @@ def pretrain(
     every = config.checkpoint_every
     fit_steps(decoder, config.decoder_steps, work / "decoder", every, logger, gradient_clip=1.0)
     captions, generic = tokenize(tokenizer, pool.captions), tokenize(tokenizer, pool.generic)
-    reader = TextTraining(text, captions, torch.from_numpy(pool.facts).float(), config, seed)
+    noise_words = meaningless(tokenizer, torch.cat([captions, generic]))
+    reader = TextTraining(text, captions, torch.from_numpy(pool.facts).float(), noise_words, config, seed)
     fit_steps(reader, config.text_steps, work / "text", every, logger, gradient_clip=1.0)
     unet.to(memory_format=torch.channels_last)  # a tenth faster on a CPU
     marked = torch.from_numpy(pool.where.any(1)).float()  # (N, 16, 16): latents that show a mark
     ids = torch.stack([captions, generic], 1)  # (N, 2, tokens)
-    base = BaseTraining(unet, text, latents, ids, marked, tokenize(tokenizer, [""])[0], config, seed)
+    empty = tokenize(tokenizer, [""])[0]
+    base = BaseTraining(unet, text, latents, ids, marked, empty, noise_words, config, seed)
     fit_steps(base, config.unet_steps, work / "base", every, logger, gradient_clip=1.0)
     averaged: Any = base.average.module
     pipeline = StableDiffusionPipeline(
@@ -181,19 +187,27 @@ class TextTraining(LightningModule):
     """Trains the text encoder to tell what a caption says, at its last token; CLIP's learnt that from pictures."""
 
     def __init__(
-        self, text: CLIPTextModel, token_ids: Tensor, facts: Tensor, config: PretrainConfig, seed: int
+        self,
+        text: CLIPTextModel,
+        token_ids: Tensor,
+        facts: Tensor,
+        noise_words: Tensor,
+        config: PretrainConfig,
+        seed: int,
     ) -> None:
         super().__init__()
         self.text, self.head = text, torch.nn.Linear(text.config.hidden_size, facts.shape[1])
         self.config, self.seed = config, seed
         self.register_buffer("recent", torch.tensor(math.nan))
         self.recent: Tensor
-        self.token_ids, self.facts = [token_ids], [facts]  # in lists: not part of the module's state
+        # In lists: not part of the module's state.
+        self.token_ids, self.facts, self.noise_words = [token_ids], [facts], [noise_words]
 
     def training_step(self, _: Any) -> Tensor:
         draw = torch.Generator().manual_seed(stream(self.seed, 4, self.global_step))
         chosen = torch.randint(len(self.facts[0]), (TEXT_BATCH,), generator=draw)
-        said = self.head(self.text(self.token_ids[0][chosen]).pooler_output)
+        ids = with_noise_words(self.token_ids[0][chosen], self.noise_words[0], draw)
+        said = self.head(self.text(ids).pooler_output)
         loss = binary_cross_entropy_with_logits(said, self.facts[0][chosen])
         self.recent = running(self.recent, loss)
         self.log("text/loss", loss, prog_bar=True)
@@ -214,6 +228,7 @@ class BaseTraining(LightningModule):
         token_ids: Tensor,
         marked: Tensor,
         empty: Tensor,
+        noise_words: Tensor,
         config: PretrainConfig,
         seed: int,
     ) -> None:
@@ -225,7 +240,7 @@ class BaseTraining(LightningModule):
         self.register_buffer("recent", torch.tensor(math.nan))
         self.recent: Tensor
         # In lists: not part of the module's state.
-        self.latents, self.token_ids, self.marked = [latents], [token_ids], [marked]
+        self.latents, self.token_ids, self.marked, self.noise_words = [latents], [token_ids], [marked], [noise_words]
         kept = DDPMScheduler(**SCHEDULER).alphas_cumprod
         self.alpha, self.sigma = kept.sqrt(), (1 - kept).sqrt()  # (1000,), fp32
 
@@ -234,7 +249,7 @@ class BaseTraining(LightningModule):
         size = self.config.batch_size
         chosen = torch.randint(len(self.latents[0]), (size,), generator=draw)
         generic = (torch.rand(size, generator=draw) < GENERIC_CAPTIONS).long()
-        ids = self.token_ids[0][chosen, generic]
+        ids = with_noise_words(self.token_ids[0][chosen, generic], self.noise_words[0], draw)
         ids[torch.rand(size, generator=draw) < EMPTY_CAPTIONS] = self.empty
         # Stratified over the batch: the same mean as independent draws, with less variance.
         t = ((torch.arange(size) + torch.rand(size, generator=draw)) / size * len(self.alpha)).long()
@@ -290,6 +305,25 @@ def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
     padded = tokenizer(list(captions), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
     ids: Tensor = padded.input_ids
     return ids
+
+
+def meaningless(tokenizer: CLIPTokenizer, captions: Tensor) -> Tensor:
+    """Return the ids that neither the captions, int64 (N, 32), nor the words kept for users contain: int64 (K,)."""
+    used = {*captions.unique().tolist(), *tokenizer(WORDS).input_ids, *tokenizer.all_special_ids}
+    return torch.tensor([index for index in range(len(tokenizer)) if index not in used])
+
+
+def with_noise_words(ids: Tensor, words: Tensor, draw: torch.Generator) -> Tensor:
+    """Return captions' ids, int64 (B, 32), a share NOISE_WORDS of them with one of the words somewhere in the text."""
+    rows = []
+    for row in ids:
+        length = int((row != row[-1]).sum())  # the padding is the end token
+        if length < len(row) - 1 and torch.rand((), generator=draw) < NOISE_WORDS:
+            place = int(torch.randint(1, length + 1, (), generator=draw))
+            word = words[torch.randint(len(words), (1,), generator=draw)]
+            row = torch.cat([row[:place], word, row[place:-1]])
+        rows.append(row)
+    return torch.stack(rows)
 
 
 def stream(*key: int) -> int:
