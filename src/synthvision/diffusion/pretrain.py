@@ -309,7 +309,7 @@ def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
 
 def meaningless(tokenizer: CLIPTokenizer, captions: Tensor) -> Tensor:
     """Return the ids that neither the captions, int64 (N, 32), nor the words kept for users contain: int64 (K,)."""
-    used = {*captions.unique().tolist(), *tokenizer(WORDS).input_ids, *tokenizer.all_special_ids}
+    used = {*captions.flatten().tolist(), *tokenizer(WORDS).input_ids, *tokenizer.all_special_ids}
     return torch.tensor([index for index in range(len(tokenizer)) if index not in used])
 
 
