@@ -6,8 +6,11 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from synthvision.classification.augment import HEAVY, STANDARD, AugmentConfig, augment
+from synthvision.classification.augment import AugmentConfig, augment
 from synthvision.classification.draws import Draw, generator, key
+
+STANDARD = AugmentConfig(True, 15, 0.06, 0.1, 0.1, 0.1, 0.1, 0.03, 0.006, 0.02)
+HEAVY = AugmentConfig(True, 45, 0.12, 0.3, 0.2, 0.2, 0.2, 0.06, 0.015, 0.04)  # for an arm of a few images, repeated
 
 
 def images(count: int = 8, side: int = 12) -> torch.Tensor:

@@ -28,6 +28,7 @@ CONFIG = DreamBoothConfig(
     checkpoint_every=2,
     sample_every=3,
     warmup_steps=2,
+    schedule="cosine",
     min_snr_gamma=None,
     augment=True,
     weight_decay=1e-2,
@@ -128,6 +129,22 @@ def test_the_text_encoder_stops_for_good(kind, guides, weights, tmp_path, monkey
     after = [parameter for encoder in backbone.text_encoders for parameter in encoder.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(seen[-1][:-1], after, strict=True))
     assert not any(parameter.requires_grad for parameter in after)
+
+
+def test_each_part_has_its_own_rate_and_its_own_end(guides, weights, tmp_path, monkeypatch):
+    rates = []
+    step = DreamBooth.training_step
+
+    def watch(self, batch, batch_idx):
+        rates.append([group["lr"] for group in self.optimizers().param_groups])
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(DreamBooth, "training_step", watch)
+    run(make("tiny", weights / "tiny"), guides, replace(CONFIG, unet_lr=1e-3, text_lr=4e-4), tmp_path)
+    unet, text = zip(*rates, strict=True)
+    cosine = [(1 + np.cos(np.pi * k / 4)) / 2 for k in range(4)]  # six steps, two of them warm-up
+    np.testing.assert_allclose(unet, [0.5e-3, 1e-3, *(1e-3 * factor for factor in cosine)], rtol=1e-6)
+    np.testing.assert_allclose(text, [2e-4, 4e-4, 4e-4, 0, 0, 0], atol=1e-12)  # three steps
 
 
 def test_sdxls_unused_last_layer_does_not_move(guides, weights, tmp_path):
@@ -248,6 +265,7 @@ def test_a_bad_subject_is_refused(values, message):
         ("batch_size", 0),
         ("class_images", 0),
         ("precision", "16-true"),
+        ("schedule", "linear"),
         ("min_snr_gamma", 0.0),
         ("guidance", 0.5),
     ],

@@ -130,22 +130,21 @@ def test_batch_keeps_the_order_and_names_what_is_missing(tmp_path: Path) -> None
         images.load_batch(Manifest(tuple(records), tmp_path), 4)
 
 
+def hash_of(image: images.Pixels) -> int:
+    return int(images.hashes_of(images.grey_thumbnails(image[None]))[0])
+
+
 def test_hash_agrees_with_an_independent_cosine_transform() -> None:
     grey = images.grey_thumbnails(NOISE[None])[0]
     spectrum = dctn(grey, norm="ortho")[:8, :8].ravel()
     spectrum[0] = 0
     bits = spectrum > np.median(spectrum)
-    assert images.perceptual_hash(NOISE) == sum(1 << place for place, bit in enumerate(bits) if bit)
+    assert hash_of(NOISE) == sum(1 << place for place, bit in enumerate(bits) if bit)
 
 
 def test_hash_survives_encoding_and_tells_pictures_apart() -> None:
     smooth = images.fit(images.fit(NOISE, 8), 64)
     copy = images.decode(encoded(Image.fromarray(images.fit(smooth, 48)), "JPEG", quality=70))
     other = images.fit(images.fit(NOISE[::-1], 8), 64)
-    assert images.hamming(images.perceptual_hash(smooth), images.perceptual_hash(copy)) <= 6
-    assert images.hamming(images.perceptual_hash(smooth), images.perceptual_hash(other)) > 12
-
-
-def test_hamming_counts_differing_bits() -> None:
-    assert images.hamming(0b1011, 0b0010) == 2
-    assert images.hamming(2**64 - 1, 0) == 64
+    assert (hash_of(smooth) ^ hash_of(copy)).bit_count() <= 6
+    assert (hash_of(smooth) ^ hash_of(other)).bit_count() > 12

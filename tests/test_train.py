@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import CSVLogger
 from safetensors.torch import load_file
 
 from synthvision.classification import module as module_file
-from synthvision.classification.augment import HEAVY, STANDARD
+from synthvision.classification.augment import AugmentConfig
 from synthvision.classification.model import ModelConfig
 from synthvision.classification.module import ClassifierConfig
 from synthvision.classification.predict import load_classifier, predict
@@ -24,7 +24,8 @@ from synthvision.manifest import Manifest, Record
 CLASSES = ("lesion", "normal")
 SIDE = 16
 MODEL = ModelConfig("vit_tiny_patch16_224", SIDE, 8, 16, 2, 2, attention_dropout=0.1, drop_path=0.1)
-CONFIG = ClassifierConfig(MODEL, "adam", 3e-3, 4, 8, STANDARD, label_smoothing=0.05, schedule="cosine", warmup_epochs=1)
+AUGMENT = AugmentConfig(flips=True, rotation=15, shift=0.06, brightness=0.1, blur=0.006, noise=0.02)
+CONFIG = ClassifierConfig(MODEL, "adam", 3e-3, 4, 8, AUGMENT, label_smoothing=0.05, schedule="cosine", warmup_epochs=1)
 
 
 def draw_manifest(root: Path, counts: dict[str, int], seed: int) -> Manifest:
@@ -171,7 +172,7 @@ def test_reading_a_classifier_leaves_the_global_generator_alone(undisturbed):
 
 def test_a_few_guides_are_repeated_against_many_normals(splits, tmp_path):
     few = splits[0].where(lambda r: r.label == "normal" or r.image_id in ("lesion-0-0", "lesion-0-1"))
-    config = replace(CONFIG, augment=HEAVY, samples_per_epoch=24, epochs=2)
+    config = replace(CONFIG, augment=AUGMENT, samples_per_epoch=24, epochs=2)
     result = train(few, splits[1], CLASSES, config, tmp_path, tmp_path / "work", seed=0)
     assert len(result.history) == 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,23 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import Logger
 
 LAST = "last.ckpt"
+SCHEDULES = ("constant", "cosine")
+
+
+def lr_factor(step: int, warmup: int, total: int, schedule: str) -> float:
+    """Return what a learning rate is multiplied by in a step: a linear rise to 1, then the schedule.
+
+    Args:
+        step: counted from 0.
+        warmup: steps of the rise.
+        total: steps in all; "cosine" has come down to 0 there.
+        schedule: one of SCHEDULES.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "cosine":
+        return (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup)))) / 2
+    return 1.0
 
 
 class Steps:

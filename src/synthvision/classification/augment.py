@@ -53,10 +53,6 @@ class AugmentConfig:
                 raise ValueError(f"classifier.augment.{field.name} must be in [0, {top:g}]; it is {value!r}")
 
 
-STANDARD = AugmentConfig(True, 15, 0.06, 0.1, 0.1, 0.1, 0.1, 0.03, 0.006, 0.02)
-HEAVY = AugmentConfig(True, 45, 0.12, 0.3, 0.2, 0.2, 0.2, 0.06, 0.015, 0.04)  # for an arm of a few images, repeated
-
-
 @dataclass(frozen=True)
 class _Chances:
     """Uniform draws in [-1, 1), all made at once: the strength of one operation does not change another's draws."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,13 +18,13 @@ from synthvision.classification.augment import AugmentConfig, augment
 from synthvision.classification.batches import Batch
 from synthvision.classification.draws import Draw, generator, key
 from synthvision.classification.model import ModelConfig, as_input, build
+from synthvision.training import SCHEDULES, lr_factor
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "rmsprop": torch.optim.RMSprop,
 }
-SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
@@ -81,15 +80,6 @@ class ClassifierConfig:
     def _require(self, holds: bool, name: str, rule: str) -> None:
         if not holds:
             raise ValueError(f"classifier.{name} must be {rule}; it is {getattr(self, name)!r}")
-
-
-def lr_factor(step: int, warmup: int, total: int, schedule: str) -> float:
-    """Return what the learning rate is multiplied by in a step: a linear rise to 1, then the schedule."""
-    if step < warmup:
-        return (step + 1) / warmup
-    if schedule == "cosine":
-        return (1 + math.cos(math.pi * min(1.0, (step - warmup) / (total - warmup)))) / 2
-    return 1.0
 
 
 class Classifier(LightningModule):

@@ -183,13 +183,3 @@ def hashes_of(thumbnails: NDArray[np.float64]) -> NDArray[np.uint64]:
     bits = (spectrum > np.median(spectrum, axis=1, keepdims=True)).astype(np.uint64)
     hashes: NDArray[np.uint64] = (bits << np.arange(HASH_SIDE**2, dtype=np.uint64)).sum(axis=1, dtype=np.uint64)
     return hashes
-
-
-def perceptual_hash(image: Pixels) -> int:
-    """Return the 64-bit perceptual hash of uint8 (S, S, 3); similar pictures differ in few bits."""
-    return int(hashes_of(grey_thumbnails(image[None]))[0])
-
-
-def hamming(first: int, second: int) -> int:
-    """Return in how many bits two hashes differ."""
-    return (first ^ second).bit_count()

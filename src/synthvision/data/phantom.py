@@ -43,7 +43,7 @@ CELLS = 16  # squares per side in which a pool says what marks are where
 IMAGES_PER_PATIENT = (1, 4)
 # Groups of benign marks: shares of pictures with none, one, two. In a lesion's picture the lesion is one more group, so
 # that the classes have about as many groups each: how much there is to see shall not tell them apart.
-BENIGN_GROUPS = {"lesion": (0.75, 0.25, 0.0), "normal": (0.05, 0.35, 0.6), "other": (0.0, 0.5, 0.5)}
+BENIGN_GROUPS = {"lesion": (0.85, 0.15, 0.0), "normal": (0.05, 0.35, 0.6), "other": (0.0, 0.5, 0.5)}
 # Of pictures with two groups of benign marks, those in which the second lies on the first. Else whatever is dark within
 # pale, or red around dark, would be a lesion, and who looks for the unusual would find the disease without knowing it.
 OVERLAPS = 0.6

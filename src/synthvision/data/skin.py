@@ -20,6 +20,9 @@ TONES = {"fair": (42.0, 60.0), "brown": (12.0, 38.0), "dark": (-42.0, 6.0)}
 PARTS = ("face", "back", "leg", "neck", "arm")
 MARKS = ("moles", "freckles", "scratches", "papules", "redness", "rings", "pale patches")
 COUNTS = {"one": (1, 1), "few": (2, 4), "many": (6, 11)}
+# A lesion is larger than most benign marks and shows three of their colours: many more would be more to see than a
+# normal has, and who looks for that would find the disease.
+LESION_COUNTS = {"few": (2, 4), "many": (4, 7)}
 SIZES = {"small": 0.8, "medium": 1.1, "large": 1.5}
 ARRANGEMENTS = ("scattered", "clustered")
 ON_TOP = "on top"  # the arrangement of marks that lie on those of the group before: moles in rings, papules on redness
@@ -151,10 +154,10 @@ class _Canvas:
     # Marks.
 
     def paint_mark(self, mark: Mark) -> None:
-        low, high = COUNTS[mark.count]
+        low, high = (LESION_COUNTS if mark.kind == "lesion" else COUNTS)[mark.count]
         before = self.image.copy()
         scale = SIZES[mark.size] * self.rng.uniform(0.88, 1.12)
-        self.contrast = float(self.rng.uniform(0.75, 1.25)) if mark.kind == "lesion" else 1.0
+        self.contrast = float(self.rng.uniform(0.8, 1.2)) if mark.kind == "lesion" else 1.0
         if mark.arrangement != ON_TOP:
             self.centres = tuple(self._centres(int(self.rng.integers(low, high + 1)), 4.0 * scale, mark.arrangement))
         painter = getattr(self, f"_{mark.kind.replace(' ', '_')}")
@@ -221,7 +224,7 @@ class _Canvas:
             "crusted": (0.15, 0.45, 0.7, 0.52),
         }[stage]
         strength = self.contrast * self.rng.uniform(0.85, 1.15)
-        radius = 4.3 * scale * self.rng.uniform(0.85, 1.2)
+        radius = 4.8 * scale * self.rng.uniform(0.85, 1.2)
         outside = np.maximum(np.hypot(XX - x, YY - y) - radius, 0)
         self._blend(halo * strength, np.exp(-((outside / (0.5 * radius)) ** 2)), self._red(0.84))
         self._blend(disc * strength, self._disc(x, y, radius, oval=0.15), self._pale(0.45))

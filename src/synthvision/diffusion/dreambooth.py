@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from synthvision.diffusion.sampler import (
     to_pixels,
 )
 from synthvision.manifest import Manifest
-from synthvision.training import fit_steps
+from synthvision.training import SCHEDULES, fit_steps, lr_factor
 
 GUIDES, CLASSES, NOISE, GRID = 11, 12, 13, 14  # draw keys
 CLIP_NORM = 1.0
@@ -64,6 +65,7 @@ class DreamBoothConfig:
     checkpoint_every: int
     sample_every: int
     warmup_steps: int
+    schedule: str  # after the warm-up: "constant", or "cosine" down to 0 at each part's last step
     min_snr_gamma: float | None  # None: all timesteps weigh the same
     augment: bool  # the 8 flips and rotations of each guide, and class images mirrored
     weight_decay: float
@@ -80,6 +82,7 @@ class DreamBoothConfig:
             self._require(getattr(self, key) > 0, key, "above 0")
         self._require(self.text_steps <= self.unet_steps, "text_steps", f"at most unet_steps={self.unet_steps}")
         self._require(self.min_snr_gamma is None or self.min_snr_gamma > 0, "min_snr_gamma", "null or above 0")
+        self._require(self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}")
         self._require(self.precision in PRECISIONS, "precision", f"one of {PRECISIONS}")
         self._require(self.class_images > 0 or not self.prior_weight, "class_images", "above 0, or prior_weight 0")
 
@@ -169,8 +172,10 @@ class DreamBooth(LightningModule):
             groups.append({"params": list(self.text_encoders.parameters()), "lr": self.config.text_lr})
         # One fused kernel per step instead of a dozen per parameter.
         optimizer = torch.optim.AdamW(groups, weight_decay=self.config.weight_decay, fused=True)
-        warmup = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, self.config.warmup_steps)))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+        totals = (self.config.unet_steps, self.config.text_steps)[: len(groups)]
+        warmup, kind = self.config.warmup_steps, self.config.schedule
+        factors = [partial(lr_factor, warmup=warmup, total=total, schedule=kind) for total in totals]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factors), "interval": "step"}}
 
     def on_fit_start(self) -> None:
         """Bring the schedule and the cached latents to where the model is."""
