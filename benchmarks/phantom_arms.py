@@ -46,13 +46,11 @@ def right_or_wrong(study: Path, report: Path) -> tuple[tuple[str, ...], NDArray[
 
 def patients_of(study: Path, images: tuple[str, ...]) -> list[str]:
     """Return the patient of each test image."""
-    (file,) = [
-        f
-        for f in study.glob("prepare/*/manifest.csv")
-        if set(images) <= set(Manifest.read(f, study).column("image_id"))
-    ]
-    known = {record.image_id: record.patient or record.image_id for record in Manifest.read(file, study)}
-    return [known[image] for image in images]
+    for file in study.glob("prepare/*/manifest.csv"):
+        known = {record.image_id: record.patient or record.image_id for record in Manifest.read(file, study)}
+        if set(images) <= set(known):
+            return [known[image] for image in images]
+    raise SystemExit(f"{study}: no prepared manifest holds the images of the predictions")
 
 
 def main(study: Path) -> None:
@@ -61,7 +59,9 @@ def main(study: Path) -> None:
     rows, images = {}, ()
     for arm, seeds in runs.items():
         loaded = [right_or_wrong(study, seeds[seed]) for seed in sorted(seeds)]
-        images = loaded[0][0]
+        images = images or loaded[0][0]
+        if any(each != images for each, _, _ in loaded):
+            raise SystemExit(f"{study}: the newest runs of {arm} and of other arms were tested on different images")
         rows[arm] = np.stack([right for _, right, _ in loaded]), float(np.mean([auc for _, _, auc in loaded]))
     weights = patient_draws(patients_of(study, images), DRAWS, 0)  # (draws, images)
     drawn = {arm: _drawn(right, weights) for arm, (right, _) in rows.items()}

@@ -78,3 +78,9 @@ def test_stage_is_finished_only_with_its_record(tmp_path: Path) -> None:
     finish(tmp_path, RECORD)
     assert finished(tmp_path) == RECORD
     assert [path.name for path in tmp_path.iterdir()] == [STAGE_FILE]
+
+
+def test_code_digest_sees_its_rooms_alone() -> None:
+    data, review = artifact.code_digest("data"), artifact.code_digest("review")
+    assert data == artifact.code_digest("data")
+    assert len({data, review, artifact.code_digest("data", "review"), artifact.code_digest("artifact.py")}) == 4

@@ -119,3 +119,16 @@ def test_defaults_are_in_order() -> None:
     places = [names.index(name) for name in wanted]
     assert all(first < second for first, second in pairwise(places))
     assert names[0] == "_self_"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("dataset.counts.lesion.test=0", r"dataset\.counts\.lesion\.test must be at least 1"),
+        ("dataset.counts.normal.val=0", r"dataset\.counts\.normal\.val must be at least 1"),
+        ("generate.candidates=499", r"generate\.candidates=499 must be at least review\.accept=500"),
+    ],
+)
+def test_what_would_fail_late_is_refused_at_once(change: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cli.study_of(composed(change))

@@ -36,7 +36,7 @@ ONLY_IN = {  # third parties that one room speaks for
     "omegaconf": {"cli"},
     "pickle": set(),
     "cloudpickle": set(),
-    "torch": {"data", "diffusion", "classification", "pipeline"},
+    "torch": {"data", "training", "diffusion", "classification", "pipeline"},
     "pytorch_lightning": {
         "training",
         "diffusion",

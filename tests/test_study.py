@@ -28,6 +28,13 @@ def test_guides_show_the_positive_class() -> None:
         disease(["wart", "normal"], "normal")
 
 
+@pytest.mark.parametrize("name", ["HPV+", " wart", "wart (early)", ""])
+def test_a_class_is_named_so_that_metrics_can_be(name: str) -> None:
+    with pytest.raises(ValueError, match=r"disease\.classes: .*metrics are named"):
+        disease([name, "normal"], name)
+    assert disease(["Läsion 2.1-b", "normal"], "Läsion 2.1-b").positive == "Läsion 2.1-b"
+
+
 @pytest.mark.parametrize("positives", [[], ["synthetic", "imagined"]])
 def test_arm_knows_what_it_trains_on(positives: list[str]) -> None:
     with pytest.raises(ValueError, match=r"arm\.positives"):

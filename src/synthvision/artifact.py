@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,17 @@ class StageRecord:
 def fingerprint(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """Return the 16 hexadecimal characters that name a stage's output folder."""
     return digest_of({"stage": stage, "config": config, "inputs": inputs})[:16]
+
+
+@cache
+def code_digest(*rooms: str) -> str:
+    """Return a digest of the source in these folders and modules of the package.
+
+    Read once per process: whoever edits the source while a sweep runs changes the next sweep, not this one.
+    """
+    package = Path(__file__).parent
+    files = (path.relative_to(package) for path in sorted(package.rglob("*")) if path.suffix in (".py", ".j2"))
+    return digest_of({path.as_posix(): sha256_file(package / path) for path in files if path.parts[0] in rooms})
 
 
 def tree_digest(folder: Path) -> str:

@@ -7,6 +7,7 @@ reads and of its inputs' digests, so equal work is done once, whichever run, arm
 from __future__ import annotations
 
 import shlex
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -35,6 +36,7 @@ class Stage:
     reads: tuple[str, ...]
     config: Callable[[Study], Mapping[str, Any]]
     run: Callable[[Context], Result]
+    code: tuple[str, ...]  # the folders and modules that do the work: newer code does not reuse an older one's result
     of_synthetic: bool = False  # only arms with synthetic images need it
     device: bool = True  # the kind of device is part of what the result depends on
 
@@ -67,22 +69,40 @@ def _classify_config(study: Study) -> Mapping[str, Any]:
     return {**_of("seed", "arm", "classifier")(study), "weights": weights}
 
 
+_MANIFEST = ("artifact.py", "manifest.py", "data")
+_DIFFUSION = (*_MANIFEST, "training.py", "diffusion")
+_CLASSIFICATION = (*_MANIFEST, "predictions.py", "training.py", "classification")
 STAGES: Mapping[str, Stage] = {
-    "prepare": Stage((), _prepare_config, stages.run_prepare, device=False),
-    "dreambooth": Stage(("prepare",), _dreambooth_config, stages.run_dreambooth, True),
+    "prepare": Stage((), _prepare_config, stages.run_prepare, _MANIFEST, device=False),
+    "dreambooth": Stage(("prepare",), _dreambooth_config, stages.run_dreambooth, _DIFFUSION, of_synthetic=True),
     "generate": Stage(
-        ("prepare", "dreambooth"), _of("seed", "backbone", "disease", "generate"), stages.run_generate, True
+        ("prepare", "dreambooth"),
+        _of("seed", "backbone", "disease", "generate"),
+        stages.run_generate,
+        _DIFFUSION,
+        of_synthetic=True,
     ),
-    "review": Stage(("prepare", "generate"), _of("review"), stages.run_review, True, device=False),
-    "classify": Stage(("prepare", "review"), _classify_config, stages.run_classify),
-    "evaluate": Stage(("prepare", "review", "classify"), _of("seed"), stages.run_evaluate),
+    "review": Stage(
+        ("prepare", "generate"),
+        _of("review"),
+        stages.run_review,
+        (*_MANIFEST, "review"),
+        of_synthetic=True,
+        device=False,
+    ),
+    "classify": Stage(("prepare", "review"), _classify_config, stages.run_classify, _CLASSIFICATION),
+    "evaluate": Stage(
+        ("prepare", "review", "classify"), _of("seed"), stages.run_evaluate, (*_CLASSIFICATION, "evaluation")
+    ),
     "report": Stage(
         ("prepare", "dreambooth", "review", "classify", "evaluate"),
         lambda study: {**_of("study", "seed", "arm")(study), "openings": _openings(study)},
         stages.run_report,
+        (*_MANIFEST, "predictions.py", "evaluation"),
         device=False,
     ),
 }
+PRETRAIN = Stage((), _of("pretrain"), stages.run_pretrain, (*_DIFFUSION, *_CLASSIFICATION))
 
 
 def _openings(study: Study) -> list[str]:
@@ -117,7 +137,7 @@ def run(
     torch.set_flush_denormal(True)  # values near zero cost a CPU a hundredfold and change nothing
     store = open_store(config, study.study)
     if stage == "pretrain":
-        table = {"pretrain": Stage((), _of("pretrain"), stages.run_pretrain)}
+        table: Mapping[str, Stage] = {"pretrain": PRETRAIN}
     else:
         table = {name: each for name, each in STAGES.items() if study.generates or not each.of_synthetic}
         stages.draw_phantoms(study)
@@ -170,7 +190,7 @@ class _Runner:
             if earlier in self.table and earlier not in self.done:
                 self.make(earlier)
         inputs = {earlier: self.records[earlier].output for earlier in stage.reads if earlier in self.records}
-        depends = {**stage.config(self.study), "version": __version__}
+        depends = {**stage.config(self.study), "version": __version__, "code": artifact.code_digest(*stage.code)}
         if stage.device:
             depends["device"] = "cuda" if torch.cuda.is_available() else "cpu"
         fingerprint = artifact.fingerprint(name, depends, inputs)
@@ -229,10 +249,12 @@ class _Runner:
 def _say(runner: _Runner, metrics: Mapping[str, float], config: TrackingConfig) -> None:
     console = Console()
     for name in HEADLINE:
-        if f"test/{name}" in metrics:
-            value, low, high = (metrics[f"test/{name}{end}"] for end in ("", "_low", "_high"))
+        value, low, high = (metrics.get(f"test/{name}{end}") for end in ("", "_low", "_high"))
+        if value is not None and low is not None and high is not None:
             console.print(f"  {name:<12} {value:.3f}   95% interval {low:.3f} to {high:.3f}", highlight=False)
     for name, folder in runner.done.items():
         if name == "report":
             console.print(f"report: {(folder / 'report.html').absolute()}", highlight=False, soft_wrap=True)
-    console.print(f"MLflow UI: {shlex.join(config.ui_command())}", highlight=False, soft_wrap=True)
+    # Through this command and not `mlflow ui`: it turns MLflow's telemetry off.
+    ui = [sys.executable, "-m", "synthvision", "stage=ui", f"tracking.root={Path(config.root).absolute()}"]
+    console.print(f"MLflow UI: {shlex.join(ui)}", highlight=False, soft_wrap=True)

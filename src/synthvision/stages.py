@@ -94,7 +94,7 @@ def draw_phantoms(study: Study) -> None:
     if config is None:
         return
     folder = Path(study.dataset.folder)
-    wanted = {"config": asdict(config), "version": __version__}
+    wanted = {"config": asdict(config), "code": artifact.code_digest("data")}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # two jobs of a sweep may start at once
         marker = folder / PHANTOM
@@ -226,8 +226,11 @@ def open_test_set(given: Context, test: Manifest) -> Opening:
 
 
 def identity_of(test: Manifest) -> str:
-    """Return a digest of what a test set shows and says, whatever it is called and wherever it lies."""
-    return artifact.digest_of(sorted((record.sha256, record.label) for record in test))
+    """Return a digest of a test set's images, at whatever size they were prepared and wherever they lie, and labels.
+
+    An image's id holds the digest of the file that it was read from.
+    """
+    return artifact.digest_of(sorted((record.image_id, record.label) for record in test))
 
 
 def _rows(estimates: Mapping[str, Estimate]) -> dict[str, float]:

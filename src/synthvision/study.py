@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from synthvision.diffusion.generate import GenerationConfig
 from synthvision.diffusion.pretrain import PretrainConfig
 from synthvision.review.unattended import UnattendedPolicy
 
+CLASS_NAME = r"\w([\w .-]*\w)?"
 POSITIVES = ("synthetic", "guides", "real")
 
 
@@ -24,7 +26,8 @@ class Disease:
     """What is looked for, and how the diffusion model is told of it.
 
     Raises:
-        ValueError: fewer than two classes, a class twice, or guides of a class that is not the first.
+        ValueError: fewer than two classes, a class twice, a name that MLflow cannot keep, or guides of a class that is
+            not the first.
     """
 
     name: str
@@ -39,6 +42,13 @@ class Disease:
     def __post_init__(self) -> None:
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             raise ValueError(f"disease.classes must be two or more different names; they are {list(self.classes)}")
+        for name in self.classes:
+            if not re.fullmatch(CLASS_NAME, name):
+                raise ValueError(
+                    f"disease.classes: a name may hold letters, digits, spaces and . _ - and must begin and end "
+                    f"with a letter or digit, since metrics are named by it; {name!r} breaks this. Map your table's "
+                    "label to such a name with labels"
+                )
         if self.guides.label != self.positive:
             raise ValueError(
                 f"disease.guides.label must be the first of disease.classes, {self.positive!r}; "
@@ -98,7 +108,12 @@ class Pretraining:
 
 @dataclass(frozen=True)
 class Study:
-    """Everything a study's result depends on."""
+    """Everything a study's result depends on.
+
+    Raises:
+        ValueError: a class has no test images to be judged on, or fewer candidates are made than are wanted: both would
+            show only after hours of work.
+    """
 
     study: str
     seed: int
@@ -113,6 +128,19 @@ class Study:
     evaluate: EvaluationConfig
     arm: Arm
     pretrain: Pretraining
+
+    def __post_init__(self) -> None:
+        for name in self.disease.classes:
+            for split in ("val", "test"):
+                if self.dataset.counts.get(name, {}).get(split, 0) < 1:
+                    raise ValueError(
+                        f"dataset.counts.{name}.{split} must be at least 1: each class of disease.classes is judged; "
+                        f"dataset.counts is {self.dataset.counts}"
+                    )
+        if self.generates and self.generate.candidates < self.review.accept:
+            raise ValueError(
+                f"generate.candidates={self.generate.candidates} must be at least review.accept={self.review.accept}"
+            )
 
     @property
     def folder(self) -> Path:

@@ -7,12 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import Logger
 
 LAST = "last.ckpt"
 SCHEDULES = ("constant", "cosine")
+
+
+def best_device() -> torch.device:
+    """Return the GPU where there is one, else the CPU: the two that results are known to be repeatable on."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def lr_factor(step: int, warmup: int, total: int, schedule: str) -> float:

@@ -20,6 +20,7 @@ from synthvision.classification.threshold import balanced_threshold
 from synthvision.data.torch_data import ImageTensors
 from synthvision.manifest import Manifest
 from synthvision.predictions import Predictions
+from synthvision.training import best_device
 
 __all__ = ["ClassifierConfig", "Trained", "predict", "train"]
 
@@ -94,7 +95,7 @@ def _fit(
     work.mkdir(parents=True, exist_ok=True)
     keeper = EpochKeeper(work)
     trainer = Trainer(
-        accelerator="auto",
+        accelerator=best_device().type,
         devices=1,
         max_epochs=module.config.epochs,
         precision=module.config.precision,  # type: ignore[arg-type]  # checked by the config

@@ -253,11 +253,6 @@ class Backbone:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def best_device() -> torch.device:
-    """Return the GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def load(config: BackboneConfig, dtype: torch.dtype = torch.float32) -> Backbone:
     """Load a backbone from a folder, the package or the Hub.
 

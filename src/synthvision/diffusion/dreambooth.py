@@ -10,7 +10,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from synthvision.artifact import write_text
 from synthvision.data.images import Pixels, load_batch
 from synthvision.diffusion import objective
-from synthvision.diffusion.backbone import Backbone, Conditioning, best_device
+from synthvision.diffusion.backbone import Backbone, Conditioning
 from synthvision.diffusion.examples import Examples, draw_rows, encode
 from synthvision.diffusion.generate import GenerationConfig, contact_sheet, generate
 from synthvision.diffusion.prompts import Prompt
@@ -38,7 +38,7 @@ from synthvision.diffusion.sampler import (
     to_pixels,
 )
 from synthvision.manifest import Manifest
-from synthvision.training import SCHEDULES, fit_steps, lr_factor
+from synthvision.training import SCHEDULES, best_device, fit_steps, lr_factor
 
 GUIDES, CLASSES, NOISE, GRID = 11, 12, 13, 14  # draw keys
 CLIP_NORM = 1.0
@@ -174,7 +174,9 @@ class DreamBooth(LightningModule):
         optimizer = torch.optim.AdamW(groups, weight_decay=self.config.weight_decay, fused=True)
         totals = (self.config.unet_steps, self.config.text_steps)[: len(groups)]
         warmup, kind = self.config.warmup_steps, self.config.schedule
-        factors = [partial(lr_factor, warmup=warmup, total=total, schedule=kind) for total in totals]
+        factors: list[Callable[[int], float]] = [
+            partial(lr_factor, warmup=warmup, total=total, schedule=kind) for total in totals
+        ]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factors), "interval": "step"}}
 
     def on_fit_start(self) -> None:
@@ -316,7 +318,7 @@ def train(
         prior = encode(backbone, load_batch(pictures, side), pictures.column("prompt"), prompts, views)
     module = DreamBooth(backbone, instance, prior, prompts, config, seed, out / "samples")
     module.train()
-    fit_steps(module, config.unet_steps, work, config.checkpoint_every, logger, "auto", config.precision)
+    fit_steps(module, config.unet_steps, work, config.checkpoint_every, logger, best_device().type, config.precision)
     module.eval()
     return _finish(module, out)
 

@@ -34,7 +34,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from synthvision.artifact import sha256_file
 from synthvision.data.images import Pixels, load_batch, write_png
-from synthvision.diffusion.backbone import Backbone, best_device
+from synthvision.diffusion.backbone import Backbone
 from synthvision.diffusion.prompts import FROM_BACKGROUND, Prompt
 from synthvision.diffusion.sampler import (
     Known,
@@ -49,6 +49,7 @@ from synthvision.diffusion.sampler import (
     to_tensor,
 )
 from synthvision.manifest import Manifest, Record
+from synthvision.training import best_device
 
 MODES = ("noise", "paint")
 MASK = 1  # draw key: where and how large the painted disc is
