@@ -12,7 +12,7 @@ from PIL import Image
 from synthvision.artifact import sha256_file, tree_digest
 from synthvision.data.images import load_batch, read_rgb, write_png
 from synthvision.diffusion import sampler
-from synthvision.diffusion.generate import GenerationConfig, contact_sheet, generate, soft_disc
+from synthvision.diffusion.generate import GenerationConfig, contact_sheet, generate, local, soft_disc
 from synthvision.diffusion.prompts import Prompt, expand, expand_over
 from synthvision.manifest import Manifest, Record
 
@@ -251,3 +251,15 @@ def test_a_contact_sheet_holds_the_images_in_reading_order(tmp_path):
 def test_a_bad_config_names_its_key(key, value):
     with pytest.raises(ValueError, match=rf"generate\.{key} must be"):
         replace(CONFIG, **{key: value})
+
+
+def test_a_painted_mark_stays_and_leaves_no_halo_while_the_slow_change_goes() -> None:
+    side = 48
+    y, x = torch.meshgrid(torch.linspace(-1, 1, side), torch.linspace(-1, 1, side), indexing="ij")
+    slow = 12 + 20 * x - 9 * y + 15 * x * y - 6 * y * y
+    mark = -80.0 * (torch.hypot(x - 0.2, y + 0.1) < 0.3)
+    mask = (torch.hypot(x, y) < 0.9).float()[None]
+    change = (slow + mark)[None, ..., None].expand(1, side, side, 3)
+    kept = local(change, mask)[0, ..., 0]
+    assert kept.dtype == torch.float32
+    assert ((kept - mark).abs() * mask[0]).max() < 1  # grey level; least squares would be 10 off

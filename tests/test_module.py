@@ -23,7 +23,7 @@ def config(**changes: object) -> ClassifierConfig:
 def data(count: int = 10) -> ImageTensors:
     draws = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (count, 3, 16, 16), generator=draws, dtype=torch.uint8)
-    return ImageTensors(pixels, torch.arange(count) % 2)
+    return ImageTensors(pixels, torch.arange(count) % 2, ["real"] * count)
 
 
 def batch(epoch: int = 0, step: int = 0) -> Batch:
@@ -99,7 +99,7 @@ def test_training_batches_show_every_image_once_and_name_their_draws():
 
 
 def test_a_number_of_samples_shows_the_classes_equally():
-    few = ImageTensors(data(12).images, torch.tensor([0, 0, *[1] * 10]))
+    few = ImageTensors(data(12).images, torch.tensor([0, 0, *[1] * 10]), ["real"] * 12)
     labels = torch.cat([b.labels for b in TrainBatches(few, 8, 40, 0)])
     assert torch.bincount(labels).tolist() == [20, 20]
 

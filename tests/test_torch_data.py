@@ -12,6 +12,7 @@ from synthvision.data.torch_data import EpochBatches, ImageTensors, balanced, sh
 from synthvision.manifest import Manifest, Record
 
 LABELS = [0] * 10 + [1] * 90
+KINDS = [(label,) for label in LABELS]
 
 
 def test_tensors_from_a_manifest(tmp_path: Path) -> None:
@@ -41,7 +42,7 @@ def test_tensors_from_a_manifest(tmp_path: Path) -> None:
 )
 def test_other_shapes_and_types_are_refused(images: torch.Tensor, labels: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="must be"):
-        ImageTensors(images, labels)
+        ImageTensors(images, labels, ["real"] * 2)
 
 
 def test_order_is_a_permutation_keyed_by_seed_and_epoch() -> None:
@@ -54,19 +55,25 @@ def test_order_is_a_permutation_keyed_by_seed_and_epoch() -> None:
 
 
 def test_balanced_draws_classes_equally_and_images_evenly() -> None:
-    order = balanced(LABELS, 101, seed=0, epoch=0)
+    order = balanced(KINDS, 101, seed=0, epoch=0)
     drawn = Counter(LABELS[index] for index in order)
     assert sorted(drawn.values()) == [50, 51]
     few = Counter(index for index in order.tolist() if LABELS[index] == 0)
     assert set(few) == set(range(10))
     assert max(few.values()) - min(few.values()) <= 1
-    assert balanced(LABELS, 101, 0, 0).tolist() == order.tolist()
-    assert balanced(LABELS, 101, 0, 1).tolist() != order.tolist()
+    assert balanced(KINDS, 101, 0, 0).tolist() == order.tolist()
+    assert balanced(KINDS, 101, 0, 1).tolist() != order.tolist()
+
+
+def test_within_a_class_origins_come_equally_often() -> None:
+    kinds = [("lesion", "guide")] * 10 + [("lesion", "synthetic")] * 70 + [("normal", "real")] * 90
+    drawn = Counter(kinds[index] for index in balanced(kinds, 200, seed=0, epoch=0))
+    assert drawn == {("lesion", "guide"): 50, ("lesion", "synthetic"): 50, ("normal", "real"): 100}
 
 
 @pytest.mark.parametrize(("samples", "number"), [(None, 100), (40, 40), (1, 1)])
 def test_batches_cover_the_epoch(samples: int | None, number: int) -> None:
-    batches = EpochBatches(LABELS, 32, seed=3, samples=samples)
+    batches = EpochBatches(KINDS, 32, seed=3, samples=samples)
     sizes = [len(batch) for batch in batches]
     assert sum(sizes) == number
     assert len(sizes) == len(batches)
@@ -74,18 +81,18 @@ def test_batches_cover_the_epoch(samples: int | None, number: int) -> None:
 
 
 def test_a_resumed_epoch_draws_the_same() -> None:
-    straight = EpochBatches(LABELS, 32, seed=3)
+    straight = EpochBatches(KINDS, 32, seed=3)
     epochs = []
     for epoch in range(3):
         straight.set_epoch(epoch)
         epochs.append(list(straight))
-    resumed = EpochBatches(LABELS, 32, seed=3)
+    resumed = EpochBatches(KINDS, 32, seed=3)
     resumed.set_epoch(2)
     assert list(resumed) == epochs[2]
     assert epochs[2] != epochs[1]
 
 
-@pytest.mark.parametrize(("labels", "batch_size", "samples"), [([], 1, None), ([0], 0, None), ([0], 1, 0)])
-def test_empty_epochs_are_refused(labels: list[int], batch_size: int, samples: int | None) -> None:
+@pytest.mark.parametrize(("kinds", "batch_size", "samples"), [([], 1, None), ([(0,)], 0, None), ([(0,)], 1, 0)])
+def test_empty_epochs_are_refused(kinds: list[tuple[int]], batch_size: int, samples: int | None) -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        EpochBatches(labels, batch_size, 0, samples)
+        EpochBatches(kinds, batch_size, 0, samples)

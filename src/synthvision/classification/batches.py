@@ -21,7 +21,7 @@ class Batch(NamedTuple):
 
 
 class TrainBatches:
-    """Shuffled batches; `samples` images per epoch with equal classes, or every image once where it is None.
+    """Shuffled batches: every image once per epoch, or `samples` images with equal classes and, within each, origins.
 
     No DataLoader: whole batches are indexed at once from memory, which worker processes could only slow down.
     """
@@ -29,7 +29,8 @@ class TrainBatches:
     def __init__(self, data: ImageTensors, batch_size: int, samples: int | None, seed: int) -> None:
         self.data = data
         # Lightning calls `sampler.set_epoch` before each epoch, with the right number after a resume too.
-        self.sampler = EpochBatches(data.labels.tolist(), batch_size, seed, samples)
+        kinds = list(zip(data.labels.tolist(), data.origins, strict=True))
+        self.sampler = EpochBatches(kinds, batch_size, seed, samples)
 
     def __iter__(self) -> Iterator[Batch]:
         for step, chosen in enumerate(self.sampler):

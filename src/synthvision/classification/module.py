@@ -43,7 +43,8 @@ class ClassifierConfig:
         label_smoothing: share of the target spread over all classes, in training only.
         schedule: "constant", or "cosine" down to 0 at the last step.
         warmup_epochs: epochs over which the learning rate rises linearly.
-        samples_per_epoch: None shows each training image once per epoch; a number shows that many, classes equal.
+        samples_per_epoch: None shows each training image once per epoch; a number shows that many, classes equal
+            and, within a class, origins (guides, synthetic, real) equal.
         precision: "32-true" or "bf16-mixed".
 
     Raises:

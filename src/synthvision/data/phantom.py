@@ -36,7 +36,9 @@ from synthvision.data.skin import (
 )
 
 CLASSES = ("lesion", "normal", "other")
-IDENTIFIER = "sks"  # the token that DreamBooth binds to the lesion; the base has never seen it
+# What the lesion is called in guides' captions: a word that the base has never seen, to be bound by DreamBooth, and a kind
+# of mark that it knows. Asked for a vaguer noun the base paints mixtures of all kinds, which are half a lesion.
+LESION = "sks papules"
 CLASS_NOUN = "spots"  # what any benign mark may also be called
 COLUMNS = ("file", "label", "patient", "skin_tone", "body_part", "caption")
 CELLS = 16  # squares per side in which a pool says what marks are where
@@ -181,7 +183,7 @@ def _write_guide(folder: Path, index: int, seed: int) -> None:
     skin = draw_skin(rng, list(TONES)[index % len(TONES)])
     scene = Scene(skin, PARTS[index % len(PARTS)], (_random_lesion(rng),))
     write_png(folder / f"guide-{index:02}.png", scene.draw(rng))
-    write_text(folder / f"guide-{index:02}.txt", scene.caption({"lesion": f"{IDENTIFIER} {CLASS_NOUN}"}) + "\n")
+    write_text(folder / f"guide-{index:02}.txt", scene.caption({"lesion": LESION}) + "\n")
 
 
 @dataclass(frozen=True)
