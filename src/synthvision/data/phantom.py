@@ -36,8 +36,8 @@ from synthvision.data.skin import (
 )
 
 CLASSES = ("lesion", "normal", "other")
-# What the lesion is called in guides' captions: a word that the base has never seen, to be bound by DreamBooth, and a kind
-# of mark that it knows. Asked for a vaguer noun the base paints mixtures of all kinds, which are half a lesion.
+# What the lesion is called in guides' captions: a word that the base has never seen, to be bound by DreamBooth, and a
+# kind of mark that it knows. Asked for a vaguer noun the base paints mixtures of all kinds, which are half a lesion.
 LESION = "sks papules"
 CLASS_NOUN = "spots"  # what any benign mark may also be called
 COLUMNS = ("file", "label", "patient", "skin_tone", "body_part", "caption")
