@@ -1,6 +1,8 @@
 """Every file in conf/ composes, resolves and makes its dataclasses."""
 
+import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import pairwise
 
 import pytest
@@ -8,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from synthvision import cli
+from synthvision.diffusion.backbone import PACKAGE_WEIGHTS
 from synthvision.pipeline import STAGES
 
 CONF = cli.ROOT / "conf"
@@ -119,6 +122,14 @@ def test_defaults_are_in_order() -> None:
     places = [names.index(name) for name in wanted]
     assert all(first < second for first, second in pairwise(places))
     assert names[0] == "_self_"
+
+
+@pytest.mark.parametrize(("weights", "part"), [("tiny", "backbone"), ("tiny_vit", "vit")])
+def test_the_weights_that_ship_were_made_with_the_config_that_ships(weights: str, part: str) -> None:
+    made = json.loads((PACKAGE_WEIGHTS / weights / "provenance.json").read_text())
+    pretrain = cli.study_of(composed("stage=pretrain")).pretrain
+    assert made["config"] == asdict(getattr(pretrain, part))
+    assert made["seed"] == pretrain.seed
 
 
 @pytest.mark.parametrize(

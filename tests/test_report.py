@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import sync_playwright
 from test_metrics import HPV, MPOX, study
 
 from synthvision.evaluation.evaluate import evaluate
@@ -106,6 +108,26 @@ def checked(out):
     checker = Checker()
     checker.feed((out / "report.html").read_text())
     return checker
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium on PATH; .ci/run installs Debian's")
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_real_browser_shows_it_whole(width, out):
+    faults = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("request", lambda request: faults.append(request.url) if request.url.startswith("http") else None)
+        page.goto(f"file://{out / 'report.html'}")
+        page.evaluate("document.querySelectorAll('img').forEach(each => each.loading = 'eager')")
+        page.wait_for_function("[...document.images].every(each => each.complete)")
+        broken = page.evaluate("[...document.images].filter(each => !each.naturalWidth).length")
+        overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        browser.close()
+    assert (faults, broken) == ([], 0)
+    assert overflow <= 0
 
 
 def test_the_page_is_well_formed_and_every_image_has_words(checked):
