@@ -90,6 +90,9 @@ def test_every_stage_is_finished_and_tracked_below_one_parent(study: Path) -> No
     assert [each.data.tags["stage"] for each in children] == list(STAGES)
     assert {each.info.status for each in runs} == {"FINISHED"}
     assert {record.run_id for record in finished(study).values()} == {each.info.run_id for each in children}
+    assert {name: parent.data.tags[f"run/{name}"] for name in STAGES} == {
+        name: record.run_id for name, record in finished(study).items()
+    }
     assert 0 <= parent.data.metrics["test/accuracy"] <= 1
     assert parent.data.metrics["test/accuracy"] == next(
         each.data.metrics["test/accuracy"] for each in children if each.data.tags["stage"] == "evaluate"

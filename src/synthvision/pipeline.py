@@ -148,6 +148,8 @@ def run(
     with store.pipeline_run(_title(study, stage), resolved, runner.config_text, runner.tags) as parent:
         parent.note(f"Remake it:\n\n```\n{runner.command()}\n```\n")
         runner.make(last)
+        # A stage that was finished before has its run below another parent; here stands which.
+        parent.set_tags({f"run/{name}": record.run_id for name, record in runner.records.items()})
         metrics = runner.evaluation()
         parent.log_metrics(metrics)
         if "report" in runner.done:
