@@ -10,7 +10,9 @@ from hydra import compose, initialize_config_dir
 from synthvision.cli import study_of
 from synthvision.data.images import read_rgb
 from synthvision.manifest import Manifest, Record
-from synthvision.stages import Context, draw_phantoms, source_digest, training_images
+from synthvision.stages.classify import training_images
+from synthvision.stages.context import Context
+from synthvision.stages.prepare import draw_phantoms, source_digest
 from synthvision.study import Arm, Study
 
 DIGEST = "0" * 64

@@ -20,9 +20,17 @@ import yaml
 from filelock import FileLock
 from rich.console import Console
 
-from synthvision import __version__, artifact, stages
+from synthvision import __version__, artifact
 from synthvision.evaluation.report import StageRow
-from synthvision.stages import Context, Result
+from synthvision.stages.classify import run_classify
+from synthvision.stages.context import Context, Result
+from synthvision.stages.dreambooth import run_dreambooth, weights_digest
+from synthvision.stages.evaluate import read_headline, run_evaluate
+from synthvision.stages.generate import run_generate
+from synthvision.stages.prepare import draw_phantoms, run_prepare, source_digest
+from synthvision.stages.pretrain import run_pretrain
+from synthvision.stages.report import run_report
+from synthvision.stages.review import run_review
 from synthvision.study import Study
 from synthvision.tracking import Run, Store, TrackingConfig, open_store
 
@@ -55,17 +63,17 @@ def _prepare_config(study: Study) -> Mapping[str, Any]:
         "dataset": asdict(study.dataset),
         "guides": guides,
         "classes": classes,
-        "files": stages.source_digest(study),
+        "files": source_digest(study),
     }
 
 
 def _dreambooth_config(study: Study) -> Mapping[str, Any]:
-    weights = stages.weights_digest(study.backbone.source)
+    weights = weights_digest(study.backbone.source)
     return {**_of("seed", "backbone", "disease", "dreambooth")(study), "weights": weights}
 
 
 def _classify_config(study: Study) -> Mapping[str, Any]:
-    weights = stages.weights_digest(study.classifier.model.weights)
+    weights = weights_digest(study.classifier.model.weights)
     return {**_of("seed", "arm", "classifier")(study), "weights": weights}
 
 
@@ -73,36 +81,34 @@ _MANIFEST = ("artifact.py", "manifest.py", "data")
 _DIFFUSION = (*_MANIFEST, "training.py", "diffusion")
 _CLASSIFICATION = (*_MANIFEST, "predictions.py", "training.py", "classification")
 STAGES: Mapping[str, Stage] = {
-    "prepare": Stage((), _prepare_config, stages.run_prepare, _MANIFEST, device=False),
-    "dreambooth": Stage(("prepare",), _dreambooth_config, stages.run_dreambooth, _DIFFUSION, of_synthetic=True),
+    "prepare": Stage((), _prepare_config, run_prepare, _MANIFEST, device=False),
+    "dreambooth": Stage(("prepare",), _dreambooth_config, run_dreambooth, _DIFFUSION, of_synthetic=True),
     "generate": Stage(
         ("prepare", "dreambooth"),
         _of("seed", "backbone", "disease", "generate"),
-        stages.run_generate,
+        run_generate,
         _DIFFUSION,
         of_synthetic=True,
     ),
     "review": Stage(
         ("prepare", "generate"),
         _of("review"),
-        stages.run_review,
+        run_review,
         (*_MANIFEST, "review"),
         of_synthetic=True,
         device=False,
     ),
-    "classify": Stage(("prepare", "review"), _classify_config, stages.run_classify, _CLASSIFICATION),
-    "evaluate": Stage(
-        ("prepare", "review", "classify"), _of("seed"), stages.run_evaluate, (*_CLASSIFICATION, "evaluation")
-    ),
+    "classify": Stage(("prepare", "review"), _classify_config, run_classify, _CLASSIFICATION),
+    "evaluate": Stage(("prepare", "review", "classify"), _of("seed"), run_evaluate, (*_CLASSIFICATION, "evaluation")),
     "report": Stage(
         ("prepare", "dreambooth", "review", "classify", "evaluate"),
         lambda study: {**_of("study", "seed", "arm")(study), "openings": _openings(study)},
-        stages.run_report,
+        run_report,
         (*_MANIFEST, "predictions.py", "evaluation"),
         device=False,
     ),
 }
-PRETRAIN = Stage((), _of("pretrain"), stages.run_pretrain, (*_DIFFUSION, *_CLASSIFICATION))
+PRETRAIN = Stage((), _of("pretrain"), run_pretrain, (*_DIFFUSION, *_CLASSIFICATION))
 
 
 def _openings(study: Study) -> list[str]:
@@ -140,7 +146,7 @@ def run(
         table: Mapping[str, Stage] = {"pretrain": PRETRAIN}
     else:
         table = {name: each for name, each in STAGES.items() if study.generates or not each.of_synthetic}
-        stages.draw_phantoms(study)
+        draw_phantoms(study)
     if stage not in (*table, "pipeline"):
         raise ValueError(f"stage={stage} has no part in arm={study.arm.name}, which trains on no synthetic images")
     last = "report" if stage == "pipeline" else stage
@@ -245,7 +251,7 @@ class _Runner:
 
     def evaluation(self) -> dict[str, float]:
         """Return the test metrics of the finished evaluation, or none."""
-        return stages.read_headline(self.done["evaluate"]) if "evaluate" in self.done else {}
+        return read_headline(self.done["evaluate"]) if "evaluate" in self.done else {}
 
 
 def _say(runner: _Runner, metrics: Mapping[str, float], config: TrackingConfig) -> None:

@@ -1,0 +1,59 @@
+"""What a stage is given, and what it returns."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from pytorch_lightning.loggers import Logger
+
+from synthvision import __version__, artifact
+from synthvision.evaluation.report_input import StageRow
+from synthvision.manifest import Manifest
+from synthvision.study import Study
+
+MANIFEST = "manifest.csv"
+WEIGHTS = "weights"
+PACKAGES = ("torch", "diffusers", "transformers", "timm", "pytorch-lightning", "mlflow", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage wants logged."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    files: Sequence[Path] = ()
+    inputs: Mapping[str, Manifest] = field(default_factory=dict)  # context ("training") -> images
+    classifier: Path | None = None  # weights folder
+    tags: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage is given."""
+
+    study: Study
+    out: Path  # the stage's folder
+    before: Mapping[str, Path]  # folders of the finished stages it reads
+    logger: Logger | None
+    run_id: str
+    stages: Sequence[StageRow] = ()  # of the finished stages, for the report
+    commands: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def work(self) -> Path:
+        """Resumable state, gone when the stage is finished."""
+        return self.out / artifact.WORK
+
+    def manifest(self, stage: str) -> Manifest:
+        """Read the manifest of a stage before."""
+        return Manifest.read(self.before[stage] / MANIFEST, self.study.folder)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result may depend on."""
+    own = {"synthvision": __version__, "python": platform.python_version()}
+    return own | {package: version(package) for package in PACKAGES}

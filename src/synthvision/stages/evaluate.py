@@ -1,0 +1,80 @@
+"""The test set is opened, once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from synthvision import artifact
+from synthvision.classification.train import predict
+from synthvision.evaluation.evaluate import evaluate
+from synthvision.evaluation.figures import figures_of, png
+from synthvision.evaluation.intervals import Estimate
+from synthvision.evaluation.ledger import Ledger, Opening
+from synthvision.evaluation.probes import Probe
+from synthvision.evaluation.shortcuts import probe_metrics, probe_study, read_probes, write_probes
+from synthvision.manifest import Manifest
+from synthvision.stages.context import WEIGHTS, Context, Result
+
+
+def run_evaluate(given: Context) -> Result:
+    """Open the test set, once, and predict on it."""
+    study = given.study
+    test = given.manifest("prepare").where(split="test")
+    probes = _probes(given)  # before the test set is opened: nothing may fail afterwards that could fail now
+    opening = open_test_set(given, test)
+    predictions = predict(given.before["classify"] / WEIGHTS, test, study.classifier.batch_size)
+    predictions.write(given.out / "predictions.csv")
+    result = evaluate(predictions, test, threshold_of(given), study.disease.positive, study.seed)
+    artifact.write_json(given.out / "evaluation.json", asdict(result))
+    write_probes(given.out / "probes.json", probes)
+    for name, figure in figures_of(result).items():
+        artifact.write_bytes(given.out / "figures" / f"{name}.png", png(figure))
+    return Result(
+        read_headline(given.out),
+        [given.out / "predictions.csv", given.out / "figures"],
+        {"testing": test},
+        tags={"test_opening": opening.number},
+    )
+
+
+def open_test_set(given: Context, test: Manifest) -> Opening:
+    """Enter the opening into the ledger before any test label is read."""
+    ledger = Ledger(given.study.folder / "ledger")
+    return ledger.open(identity_of(test), given.out.name, given.run_id, given.study.evaluate.reopen)
+
+
+def identity_of(test: Manifest) -> str:
+    """Return a digest of a test set's images, at whatever size they were prepared and wherever they lie, and labels.
+
+    An image's id holds the digest of the file that it was read from.
+    """
+    return artifact.digest_of(sorted((record.image_id, record.label) for record in test))
+
+
+def threshold_of(given: Context) -> float:
+    return float(json.loads((given.before["classify"] / WEIGHTS / "model.json").read_text())["threshold"])
+
+
+def _probes(given: Context) -> tuple[Probe, ...]:
+    known = given.manifest("prepare").where(lambda record: record.split in ("guide", "train", "val"))
+    none = Manifest((), given.study.folder)
+    synthetic = given.manifest("review").where(decision="accept") if given.study.generates else none
+    return probe_study(known, synthetic, given.study.disease.positive, given.study.dataset.size)
+
+
+def read_headline(folder: Path) -> dict[str, float]:
+    """Return the test metrics and probes that a finished evaluation left in its folder."""
+    saved = json.loads((folder / "evaluation.json").read_text())["estimates"]
+    estimates = {name: Estimate(**value) for name, value in saved.items()}
+    return {**_rows(estimates), **probe_metrics(read_probes(folder / "probes.json"))}
+
+
+def _rows(estimates: Mapping[str, Estimate]) -> dict[str, float]:
+    """Return test metrics with their intervals' ends, under MLflow names."""
+    rows: dict[str, float] = {}
+    for name, estimate in estimates.items():
+        rows |= {f"test/{name}": estimate.value, f"test/{name}_low": estimate.low, f"test/{name}_high": estimate.high}
+    return {name: value for name, value in rows.items() if value == value}
