@@ -17,6 +17,7 @@ from synthvision.artifact import sha256_file, tree_digest
 from synthvision.data.images import read_rgb, write_png
 from synthvision.data.intake import FolderSource, GuideSource, TableSource
 from synthvision.data.leakage import LeakError
+from synthvision.data.masks import write_mask
 from synthvision.data.prepare import Audit, prepare
 from synthvision.data.splits import ShortageError
 from synthvision.manifest import Manifest
@@ -248,3 +249,32 @@ def test_settings_that_contradict_each_other_are_refused(
     with pytest.raises(ValueError, match=message):
         files.prepare(root, **options)
     assert not root.exists()
+
+
+def test_masks_of_guides_are_prepared_beside_them(tmp_path: Path) -> None:
+    files = Files(tmp_path / "user")
+    mask = np.zeros((24, 20), dtype=bool)
+    mask[2:14, 4:16] = True
+    write_mask(files.folder / "guides" / "1.mask.png", mask)
+    audit = files.prepare(tmp_path / "study")
+    guides = audit.manifest.where(split="guide")
+    masked = guides.where(lambda record: bool(record.mask))
+    assert len(masked) == 1
+    prepared = read_rgb(audit.manifest.root / masked.records[0].mask)
+    assert prepared.shape == read_rgb(guides.file(masked.records[0])).shape
+    side = len(prepared)
+    assert (prepared[..., 0] > 127).mean() == pytest.approx(mask[2:22].mean(), abs=2 / side)
+
+
+def test_guides_that_are_too_small_are_refused_and_large_ones_shrunk(tmp_path: Path) -> None:
+    files = Files(tmp_path / "user")
+    files.add_guide(7, picture(8, 1).repeat(5, axis=0).repeat(5, axis=1))  # 120 x 100
+    with pytest.raises(ValueError, match=r"0\.png must have 25 or more pixels a side .* it has 20"):
+        files.prepare(tmp_path / "large", size=100)
+    for index in range(3):
+        (files.folder / "guides" / f"{index}.png").unlink()
+        (files.folder / "guides" / f"{index}.txt").unlink()
+    audit = files.prepare(tmp_path / "one", size=128)
+    assert any("enlarged from 100 to 128 pixels" in warning for warning in audit.warnings)
+    files.add_guide(8, np.kron(picture(8, 2), np.ones((333, 400, 1), np.uint8)))  # 7,992 x 8,000
+    assert len(files.prepare(tmp_path / "two", size=128).manifest.where(split="guide")) == 2

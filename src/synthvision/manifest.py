@@ -13,7 +13,7 @@ from typing import Any
 
 from synthvision.artifact import digest_of, write_text
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: mask
 ORIGINS = ("real", "synthetic")
 SPLITS = ("", "guide", "train", "val", "test")
 DECISIONS = ("", "accept", "reject")
@@ -39,6 +39,7 @@ class Record:
     skin_tone: str = ""
     body_part: str = ""
     caption: str = ""  # guides: what is seen, in clinical words
+    mask: str = ""  # guides: where the lesion is, a picture of black and white; relative to the study folder
     prompt: str = ""  # synthetic: what was asked for
     seed: str = ""  # synthetic: seed of this image's own generator
     mode: str = ""  # synthetic: "noise" or "paint"

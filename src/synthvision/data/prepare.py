@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import math
 import re
 import shutil
 from collections import Counter, defaultdict
@@ -31,11 +32,13 @@ from synthvision.data.images import (
 )
 from synthvision.data.intake import FolderSource, Found, GuideSource, TableSource
 from synthvision.data.leakage import Leak, LeakError, find_leaks
+from synthvision.data.masks import fit_mask, read_mask, write_mask
 from synthvision.data.splits import Counts, ShortageError, split
 from synthvision.manifest import Manifest, Record
 
 Source = FolderSource | TableSource
 LEAK_RULES = ("stop", "drop")
+ENLARGED = 4  # times; a guide may be enlarged by no more
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class _Item:
     source: Path
     pixels: str  # digest of the picture as it was decoded
     thumbnail: Pixels  # see `images.thumbnail`
+    shape: tuple[int, int]  # (H, W) of the picture as it was decoded
 
 
 @dataclass(frozen=True)
@@ -98,9 +102,10 @@ def prepare(
 ) -> Audit:
     """Read all files once, write the used pictures as PNG of (size, size), and the Manifest over them.
 
-    Writes `images/<image_id>.png`, `manifest.csv`, `audit.json` and `quarantine.csv` into `out`. The last names source
-    files and why each is not used; the others carry no name of a file or patient. Pictures with equal pixels
-    count once; pictures that are guides, or whose patient has one, are not drawn for the splits.
+    Writes `images/<image_id>.png`, `masks/<image_id>.png` of guides that have one, `manifest.csv`, `audit.json` and
+    `quarantine.csv` into `out`. The last names source files and why each is not used; the others carry no name of a
+    file or patient. Pictures with equal pixels count once; pictures that are guides, or whose patient has one, are not
+    drawn for the splits.
 
     Args:
         sources: real images with labels.
@@ -120,7 +125,7 @@ def prepare(
         LeakError: the same picture is on two sides; `quarantine.csv` names the files.
     """
     _check(sources, guides, counts, classes, leaks)
-    for leftover in (out / "images", out / WORK):  # of an interrupted run
+    for leftover in (out / "images", out / "masks", out / WORK):  # of an interrupted run
         shutil.rmtree(leftover, ignore_errors=True)
     left: list[_Left] = []
     reader = _Reader(size, seed, root, out, left)
@@ -146,7 +151,7 @@ def prepare(
         guide_patients=what["patient of a guide"],
         unused=len(pool) - len(dropped) - (len(manifest) - len(guide_items)),
         leaks=tuple(dropped),
-        warnings=_warnings(manifest),
+        warnings=(*_warnings(manifest), *reader.warnings),
     )
     write_json(out / "audit.json", audit.summary())
     manifest.write(out / "manifest.csv")
@@ -172,12 +177,35 @@ class _Reader:
         self.folder = (out / "images").relative_to(root)
         self.work = out / WORK / "images"
         self.work.mkdir(parents=True)
+        self.warnings: list[str] = []
 
     def guide(self, found: Found) -> _Item:
         try:
-            return self.item(found, split="guide")
+            item = self.item(found, split="guide")
         except UnusableImage as error:
             raise ValueError(f"guide {found.file}: {error}; every guide counts, so replace or remove it") from error
+        self.check_size(item)
+        return item if found.mask is None else self.masked(item, found.mask)
+
+    def check_size(self, item: _Item) -> None:
+        """Warn of a guide that is enlarged; refuse one in which nothing of what shall be painted can be seen."""
+        side = min(item.shape)
+        if side * ENLARGED < self.size:
+            raise ValueError(
+                f"guide {item.source} must have {math.ceil(self.size / ENLARGED)} or more pixels a side to be enlarged "
+                f"to dataset.size={self.size}; it has {side}. Use a larger picture, or a smaller dataset.size"
+            )
+        if side < self.size:
+            self.warnings.append(f"guide {item.record.image_id} is enlarged from {side} to {self.size} pixels a side")
+
+    def masked(self, item: _Item, file: Path) -> _Item:
+        """Cut and resize the guide's mask as the guide."""
+        mask = fit_mask(read_mask(file, *item.shape), self.size)
+        if not mask.any():
+            raise ValueError(f"{file} marks nothing within the central square of its guide; move the crop or the mask")
+        write_mask(self.work.parent / "masks" / f"{item.record.image_id}.png", mask)
+        path = (self.folder.parent / "masks" / f"{item.record.image_id}.png").as_posix()
+        return replace(item, record=replace(item.record, mask=path))
 
     def all(self, found: Sequence[Found]) -> list[_Item]:
         items = []
@@ -209,7 +237,7 @@ class _Reader:
             **values,
         )
         digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-        return _Item(record, found.file, digest, thumbnail(pixels))
+        return _Item(record, found.file, digest, thumbnail(pixels), pixels.shape[:2])
 
 
 class _Rate(ProgressColumn):
@@ -290,6 +318,8 @@ def _keep(manifest: Manifest, out: Path) -> Manifest:
     (out / "images").mkdir(parents=True)
     for record in manifest:
         (out / WORK / "images" / f"{record.image_id}.png").replace(manifest.file(record))
+    if (out / WORK / "masks").exists():
+        (out / WORK / "masks").replace(out / "masks")
     shutil.rmtree(out / WORK)
     return manifest
 

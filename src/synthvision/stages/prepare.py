@@ -58,14 +58,16 @@ def source_digest(study: Study) -> str:
     """Return a digest of what the user's sources tell and of the files they name."""
     sources = [study.disease.guides, *study.dataset.sources]
     rows = [
-        (number, found.file.name, sorted(found.values.items()), _digest_of_file(found.file))
+        (number, found.file.name, sorted(found.values.items()), *map(_digest_of_file, [found.file, found.mask]))
         for number, source in enumerate(sources)
         for found in source.read()
     ]
     return artifact.digest_of(rows)
 
 
-def _digest_of_file(file: Path) -> str:
+def _digest_of_file(file: Path | None) -> str:
+    if file is None:
+        return ""
     try:
         return artifact.sha256_file(file)
     except OSError:
