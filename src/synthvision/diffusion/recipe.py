@@ -7,7 +7,19 @@ from dataclasses import dataclass
 
 from synthvision.training import SCHEDULES
 
-PRECISIONS = ("32-true", "bf16-mixed")
+PRECISIONS = ("32-true", "bf16-mixed")  # the trained weights are float32 in both: in bf16 small steps would be lost
+METHODS = ("full", "lora")
+OPTIMIZERS = ("adamw", "adamw8bit", "adafactor")
+LESION_VIEWS = ("whole", "both", "crop")
+STRATEGIES = ("ddp", "fsdp")
+CHOICES = {
+    "schedule": SCHEDULES,
+    "precision": PRECISIONS,
+    "method": METHODS,
+    "optimizer": OPTIMIZERS,
+    "lesion_view": LESION_VIEWS,
+    "strategy": STRATEGIES,
+}
 
 
 @dataclass(frozen=True)
@@ -25,8 +37,8 @@ class DreamBoothConfig:
     batch_size: int  # guides per step; as many class images come on top
     prior_weight: float  # 0: no prior preservation
     class_images: int
-    checkpoint_every: int
-    sample_every: int
+    checkpoint_every: int  # steps; what a killed run resumes from
+    sample_every: int  # steps; grids, and the loss of held-out guides
     warmup_steps: int
     schedule: str  # after the warm-up: "constant", or "cosine" down to 0 at each part's last step
     min_snr_gamma: float | None  # None: all timesteps weigh the same
@@ -35,18 +47,43 @@ class DreamBoothConfig:
     precision: str  # one of PRECISIONS
     guidance: float  # of class images and sample grids
     sample_steps: int  # of class images and sample grids
+    method: str = "full"  # of METHODS: all weights, or low-rank adapters beside the attention's
+    lora_rank: int = 16
+    optimizer: str = "adamw"  # of OPTIMIZERS
+    gradient_checkpointing: bool = False  # less memory for activations, a third slower
+    compile: bool = False  # the UNet, by torch.compile
+    ema_decay: float | None = None  # None: the last weights are kept, not their average
+    offset_noise: float = 0.0  # share of noise that is one value per picture and channel
+    zero_terminal_snr: bool = False  # v-prediction only: the last timestep is pure noise
+    lesion_weight: float = 0.0  # 0: all of the picture weighs the same; 1: the loss is that of the masked lesion alone
+    lesion_view: str = "whole"  # of LESION_VIEWS: what is seen of guides with a mask
+    holdout: int = 0  # guides that are not trained on, for a validation loss
+    export_every: int | None = None  # steps; a pipeline folder in `checkpoints`. None: only the last
+    devices: int = 1  # processes, each with its share of `batch_size`
+    strategy: str = "ddp"  # of STRATEGIES, with more than one device
 
     def __post_init__(self) -> None:
-        for key in ("unet_steps", "text_steps", "warmup_steps", "class_images", "prior_weight", "weight_decay"):
+        zero = ("unet_steps", "text_steps", "warmup_steps", "class_images", "prior_weight", "weight_decay", "holdout")
+        for key in (*zero, "offset_noise"):
             self._require(getattr(self, key) >= 0, key, "at least 0")
-        for key in ("batch_size", "checkpoint_every", "sample_every", "sample_steps", "guidance"):
+        one = ("batch_size", "checkpoint_every", "sample_every", "sample_steps", "guidance", "lora_rank", "devices")
+        for key in one:
             self._require(getattr(self, key) >= 1, key, "at least 1")
         for key in ("unet_lr", "text_lr"):
             self._require(getattr(self, key) > 0, key, "above 0")
+        for key, choices in CHOICES.items():
+            self._require(getattr(self, key) in choices, key, f"one of {choices}")
+        self._require(0 <= self.lesion_weight <= 1, "lesion_weight", "between 0 and 1")
+        self._require(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", "null or between 0 and 1")
+        self._require(self.export_every is None or self.export_every >= 1, "export_every", "null or at least 1")
+        whole = self.batch_size % self.devices == 0
+        self._require(whole, "batch_size", f"a multiple of dreambooth.devices={self.devices}")
+        if self.devices > 1 and self.strategy == "fsdp":
+            self._require(self.method == "full", "method", "'full' with strategy 'fsdp'; adapters fit with 'ddp'")
+            self._require(self.ema_decay is None, "ema_decay", "null with strategy 'fsdp'")
+            self._require(self.optimizer == "adamw", "optimizer", "'adamw' with strategy 'fsdp'")
         self._require(self.text_steps <= self.unet_steps, "text_steps", f"at most unet_steps={self.unet_steps}")
         self._require(self.min_snr_gamma is None or self.min_snr_gamma > 0, "min_snr_gamma", "null or above 0")
-        self._require(self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}")
-        self._require(self.precision in PRECISIONS, "precision", f"one of {PRECISIONS}")
         self._require(self.class_images > 0 or not self.prior_weight, "class_images", "above 0, or prior_weight 0")
 
     def _require(self, holds: bool, key: str, rule: str) -> None:

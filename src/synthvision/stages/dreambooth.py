@@ -24,7 +24,9 @@ def run_dreambooth(given: Context) -> Result:
         given.out, given.work, study.seed, given.logger, study.folder / CLASS_IMAGES,
     )  # fmt: skip
     metrics = {f"final/{name}_loss": value for name, value in done.final.items()}
-    return Result(metrics, files=done.grids, inputs={"guides": guides})
+    metrics |= {f"reached/{name}": value for name, value in done.reached.items()}
+    tags = {f"chosen/{name}": value for name, value in done.chosen.items()}
+    return Result(metrics, files=done.grids, inputs={"guides": guides}, tags=tags)
 
 
 def weights_digest(source: str | None) -> str:
