@@ -157,8 +157,7 @@ class Store:
                 if replace(Event(*known[1:]), at=event.at) != event:
                     raise ValueError(f"decision {event.id!r} is already there with another content")
                 return int(known[0])
-            rows = db.execute(f"{_SELECT} where {' and '.join(f'{name} = ?' for name in _KEY)} order by seq", event.key)
-            top = current(Event(*row) for row in rows).get(event.key)
+            top = _holds(db, event.key)
             if event.supersedes != (top.id if top else ""):
                 raise ConflictError(top)
             head = _head(db)
@@ -175,6 +174,11 @@ class Store:
     def current(self) -> dict[Key, Event]:
         """Return the decisions that hold now."""
         return current(self.events())
+
+    def holds(self, key: Key) -> Event | None:
+        """Return the decision that holds for one key."""
+        with self._lock:
+            return _holds(self._db, key)
 
     def head(self) -> Head:
         """Return the end of the chain."""
@@ -233,6 +237,11 @@ def current(events: Iterable[Event]) -> dict[Key, Event]:
         else:
             stack.append(event)
     return {key: stack[-1] for key, stack in stacks.items() if stack}
+
+
+def _holds(db: sqlite3.Connection, key: Key) -> Event | None:
+    rows = db.execute(f"{_SELECT} where {' and '.join(f'{name} = ?' for name in _KEY)} order by seq", key)
+    return current(Event(*row) for row in rows).get(key)
 
 
 def _head(db: sqlite3.Connection) -> Head:
