@@ -105,6 +105,14 @@ def test_papers_recipes() -> None:
     }
     model = mpox.classifier.model
     assert (model.image_size, model.hidden, mpox.classifier.batch_size) == (384, 128, 32)
+    assert (mpox.classifier.schedule, mpox.classifier.stop_after is None) == ("plateau", False)
+    used = {name for name, value in mpox.classifier.augment.items() if name != "_target_" and value}
+    assert used == {"rotation", "brightness"}
+    off = {"class_weights": None, "mixup": 0, "cutmix": 0, "ema": 0, "layer_decay": 1, "frozen_layers": 0,
+           "gradient_clip": None, "label_smoothing": 0, "warmup_epochs": 0, "samples_per_epoch": None}  # fmt: skip
+    for recipe in (hpv.classifier, mpox.classifier):
+        assert {name: recipe[name] for name in off} == off
+        assert (recipe.model.drop_path, recipe.model.attention_dropout > 0) == (0, True)
     assert [mpox.dataset.counts.other[split] for split in ("train", "val", "test")] == [1000, 150, 100]
 
 

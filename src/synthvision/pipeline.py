@@ -86,6 +86,11 @@ def _review_config(study: Study) -> Mapping[str, Any]:
     return {**_of("review")(study), **decisions}
 
 
+def _evaluate_config(study: Study) -> Mapping[str, Any]:
+    """All but the reason to open the test set again: the same evaluation stays the same opening."""
+    return {"seed": study.seed, "evaluate": asdict(replace(study.evaluate, reopen=None))}
+
+
 _MANIFEST = ("artifact.py", "manifest.py", "data")
 _DIFFUSION = (*_MANIFEST, "training.py", "diffusion")
 _CLASSIFICATION = (*_MANIFEST, "predictions.py", "training.py", "classification")
@@ -109,10 +114,12 @@ STAGES: Mapping[str, Stage] = {
         device=False,
     ),
     "classify": Stage(("prepare", "review"), _classify_config, run_classify, _CLASSIFICATION),
-    "evaluate": Stage(("prepare", "review", "classify"), _of("seed"), run_evaluate, (*_CLASSIFICATION, "evaluation")),
+    "evaluate": Stage(
+        ("prepare", "review", "classify"), _evaluate_config, run_evaluate, (*_CLASSIFICATION, "evaluation")
+    ),
     "report": Stage(
         ("prepare", "dreambooth", "review", "classify", "evaluate"),
-        lambda study: {**_of("study", "seed", "arm")(study), "openings": _openings(study)},
+        lambda study: {**_of("study", "seed", "arm")(study), **_evaluate_config(study), "openings": _openings(study)},
         run_report,
         (*_MANIFEST, "predictions.py", "evaluation"),
         device=False,

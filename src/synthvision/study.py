@@ -15,6 +15,8 @@ from synthvision.diffusion.backbone import BackboneConfig
 from synthvision.diffusion.dreambooth import DreamBoothConfig, Subject
 from synthvision.diffusion.generate import GenerationConfig
 from synthvision.diffusion.pretrain import PretrainConfig
+from synthvision.evaluation.evaluate import SUBGROUP_COLUMNS, Choices
+from synthvision.evaluation.subgroups import MINIMUM
 from synthvision.review.policy import PhysicianPolicy
 from synthvision.review.unattended import UnattendedPolicy
 
@@ -104,9 +106,26 @@ class Arm:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """The test set is opened once; again only for a reason, which the ledger and the report keep."""
+    """The test set is opened once; again only for a reason, which the ledger and the report keep.
+
+    Raises:
+        ValueError: a prevalence is 0 or 1, or a column is none of the manifest's.
+    """
 
     reopen: str | None
+    prevalences: Sequence[float] = ()
+    subgroups: Sequence[str] = SUBGROUP_COLUMNS
+    intersections: bool = True
+    minimum: int = MINIMUM
+
+    def __post_init__(self) -> None:
+        self.choices({}, 1.0)
+
+    def choices(self, thresholds: Mapping[str, float], temperature: float) -> Choices:
+        """Return what evaluation is told, with what validation gave."""
+        return Choices(
+            thresholds, temperature, tuple(self.prevalences), tuple(self.subgroups), self.intersections, self.minimum
+        )
 
 
 @dataclass(frozen=True)
