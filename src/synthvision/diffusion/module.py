@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -23,6 +22,8 @@ from synthvision.diffusion.checkpoints import export
 from synthvision.diffusion.examples import Examples, draw_rows
 from synthvision.diffusion.generate import contact_sheet
 from synthvision.diffusion.optimizers import clip, new_optimizer
+from synthvision.diffusion.parallel import Sendable
+from synthvision.diffusion.parameters import rebuilt
 from synthvision.diffusion.preview import GRID_COLUMNS, sample_grid, spread
 from synthvision.diffusion.recipe import DreamBoothConfig
 from synthvision.diffusion.sampler import derive_seed
@@ -50,7 +51,7 @@ class Batch:
     image_ids: tuple[str, ...]
 
 
-class DreamBooth(LightningModule):
+class DreamBooth(Sendable):
     """Trains UNet and text encoder on guides and class images in one batch, towards `objective.dreambooth_loss`.
 
     The backbone comes from `parameters.prepare`: what wants a gradient is trained. `out` takes sample grids and
@@ -95,6 +96,12 @@ class DreamBooth(LightningModule):
         self.guides = self.guides.to("cpu")
         self.classes = self.classes and self.classes.to("cpu")
         self.held_out = self.held_out and self.held_out.to("cpu")
+
+    def arrive(self) -> None:
+        """Become fit for use in a process that this was sent to."""
+        encoders = tuple(rebuilt(encoder, self.config) for encoder in self.backbone.text_encoders)
+        self.backbone = replace(self.backbone, text_encoders=encoders)
+        self.text_encoders = nn.ModuleList(encoders if self.config.text_steps else ())
 
     def keep_average(self) -> None:
         """Put the average in place of the last weights for good, where there is one."""

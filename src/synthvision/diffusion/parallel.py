@@ -26,6 +26,13 @@ HOST = "127.0.0.1"
 JOIN = 30  # seconds that the other ranks get to end after rank 0
 
 
+class Sendable(LightningModule):
+    """A module that can be sent to another process."""
+
+    def arrive(self) -> None:
+        """Become fit for use in a process that this was sent to."""
+
+
 @dataclass(frozen=True)
 class Fit:
     """How long and where a module is trained; see `training.fit_steps`."""
@@ -66,11 +73,13 @@ def new_strategy(name: str, devices: int, accelerator: str, unused: bool) -> Str
     backend = "nccl" if accelerator == "cuda" else "gloo"
     if name == "fsdp":
         return ModelParallelStrategy(devices, 1, save_distributed_checkpoint=False, process_group_backend=backend)
-    return DDPStrategy(process_group_backend=backend, find_unused_parameters=unused, broadcast_buffers=False)
+    return DDPStrategy(process_group_backend=backend, find_unused_parameters=unused)
 
 
-def fit_on(devices: int, strategy: str, unused: bool, module: LightningModule, fit: Fit) -> None:
+def fit_on(devices: int, strategy: str, unused: bool, module: Sendable, fit: Fit) -> None:
     """Train on `devices` processes; with one, in this one alone.
+
+    Rank 0 reports; the others do as it does.
 
     Args:
         devices: GPUs, or processes on the CPU.
@@ -87,6 +96,7 @@ def fit_on(devices: int, strategy: str, unused: bool, module: LightningModule, f
         return
     if fit.accelerator == "cuda" and torch.cuda.device_count() < devices:
         raise ValueError(f"dreambooth.devices={devices}, but there are {torch.cuda.device_count()} GPUs; lower it")
+    _take_off_hooks(module)
     port = _free_port()
     context = torch.multiprocessing.get_context("spawn")
     quiet = replace(fit, logger=None, callbacks=())
@@ -103,12 +113,22 @@ def fit_on(devices: int, strategy: str, unused: bool, module: LightningModule, f
         _end(others)
 
 
-def _rank(rank: int, devices: int, port: int, strategy: str, unused: bool, module: LightningModule, fit: Fit) -> None:
+def _rank(rank: int, devices: int, port: int, strategy: str, unused: bool, module: Sendable, fit: Fit) -> None:
     # What was sent shares its memory with rank 0.
     own = copy.deepcopy(module)
+    own.arrive()
     own.train()
     with _environment(rank, devices, port):
         fit.run(own, new_strategy(strategy, devices, fit.accelerator, unused), devices)
+
+
+def _take_off_hooks(module: LightningModule) -> None:
+    """Take off the local functions that transformers hangs on its models: they cannot be sent, and come back by use."""
+    for each in module.modules():
+        for number, hook in list(each._forward_hooks.items()):
+            if "<locals>" in getattr(hook, "__qualname__", ""):
+                del each._forward_hooks[number]
+        each.__dict__.pop("_output_capturing_hooks_installed", None)
 
 
 @contextmanager

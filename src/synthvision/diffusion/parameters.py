@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from synthvision.diffusion.adapters import add_adapters
+from synthvision.diffusion.adapters import add_adapters, has_adapters
 from synthvision.diffusion.backbone import Backbone
 from synthvision.diffusion.recipe import DreamBoothConfig
 
@@ -23,6 +23,23 @@ def prepare(backbone: Backbone, config: DreamBoothConfig, seed: int) -> None:
         backbone.unet.enable_gradient_checkpointing()
         for encoder in backbone.text_encoders if config.text_steps else ():
             _checkpoint(encoder)
+
+
+def rebuilt(encoder: Any, config: DreamBoothConfig) -> Any:
+    """Return an equal text encoder made by its constructor.
+
+    transformers registers a model there, and one that was sent from another process, and so was not constructed in this
+    one, gives no hidden states.
+    """
+    new = type(encoder)(encoder.config)
+    if has_adapters(encoder):
+        new.add_adapter(encoder.peft_config["default"])
+    new.load_state_dict(encoder.state_dict())
+    for ours, theirs in zip(new.parameters(), encoder.parameters(), strict=True):
+        ours.requires_grad_(theirs.requires_grad)
+    if config.gradient_checkpointing and config.text_steps:
+        _checkpoint(new)
+    return new
 
 
 def _freeze_unused(encoder: Any) -> None:

@@ -16,6 +16,7 @@ from synthvision.diffusion.backbone import Backbone
 def shard(models: Sequence[nn.Module], mesh: Any) -> None:
     """Spread each model's weights over the processes of a device mesh, block by block; in place."""
     for model in models:
+        model.to(memory_format=torch.contiguous_format)  # no other can be spread
         for name, block in model.named_modules():
             if name.count(".") == 1 and name.split(".")[0] in ("down_blocks", "up_blocks"):
                 fully_shard(block, mesh=mesh["data_parallel"])
