@@ -117,9 +117,12 @@ class EvaluationConfig:
     subgroups: Sequence[str] = SUBGROUP_COLUMNS
     intersections: bool = True
     minimum: int = MINIMUM
+    cases: int = 6
 
     def __post_init__(self) -> None:
         self.choices({}, 1.0)
+        if self.cases < 0:
+            raise ValueError(f"evaluate.cases must be 0 or more; it is {self.cases!r}")
 
     def choices(self, thresholds: Mapping[str, float], temperature: float) -> Choices:
         """Return what evaluation is told, with what validation gave."""
