@@ -132,6 +132,16 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class PredictConfig:
+    """Which images a finished classifier answers, and how; see `conf/predict/files.yaml`."""
+
+    images: str | None = None
+    column: str = "file"
+    weights: str | None = None
+    rule: str | None = None
+
+
+@dataclass(frozen=True)
 class Pretraining:
     """How the weights that ship with the package were trained."""
 
@@ -160,6 +170,7 @@ class Study:
     review: UnattendedPolicy | PhysicianPolicy
     classifier: ClassifierConfig
     evaluate: EvaluationConfig
+    predict: PredictConfig
     arm: Arm
     pretrain: Pretraining
 
