@@ -183,6 +183,8 @@ def run(
         uses = {name: replace(each, reads=("classify",)) for name, each in USES.items() if name == stage}
         table = {name: each for name, each in STAGES.items() if study.generates or not each.of_synthetic} | uses
         draw_phantoms(study)
+    if stage in USES:
+        USES[stage].config(study)  # images that are not there fail at once, not after the stages before
     if stage not in (*table, "pipeline"):
         raise ValueError(f"stage={stage} has no part in arm={study.arm.name}, which trains on no synthetic images")
     last = "report" if stage == "pipeline" else stage
