@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from synthvision import cli
 from synthvision.diffusion.backbone import PACKAGE_WEIGHTS
-from synthvision.pipeline import STAGES
+from synthvision.pipeline import STAGES, USES
 
 CONF = cli.ROOT / "conf"
 OPTIONS = sorted(file.relative_to(CONF).with_suffix("").as_posix() for file in CONF.glob("*/*.yaml"))
@@ -58,7 +58,7 @@ def test_file_says_what_it_is(name: str) -> None:
 
 def test_stages_are_those_of_the_pipeline() -> None:
     names = {composed(f"stage={file.stem}").stage.name: file.stem for file in (CONF / "stage").glob("*.yaml")}
-    assert names == {name: name for name in (*STAGES, "pipeline", "pretrain", "ui")}
+    assert names == {name: name for name in (*STAGES, *USES, "pipeline", "pretrain", "ui")}
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if not name.startswith("experiment/")])

@@ -2,10 +2,20 @@
 
 import numpy as np
 import pytest
+from PIL import Image, ImageFilter
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from statsmodels.stats.proportion import confint_proportions_2indep
 
+from synthvision.classification.model import ModelConfig, build
+from synthvision.classification.predict import TrainedModel
+from synthvision.classification.reference import embed_images
+from synthvision.data.phantom import random_scene
+from synthvision.data.skin import draw_skin
 from synthvision.evaluation.fairness import effective, gaps
 
+VIT = ModelConfig("vit_tiny_patch16_224", 64, 8, 128, 6, 4, weights="package:tiny_vit")
 TONES = ("dark", "brown", "fair")
 
 
@@ -68,3 +78,36 @@ def test_too_few_images_give_no_gap():
     data = study(0)
     data["columns"] = {"site": ["rare" if n < 6 else "usual" for n in range(len(data["truth"]))]}
     assert gaps(**data) == ()
+
+
+def phantoms(rng: np.random.Generator, images: int, faint: str = "") -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return drawn skin, whether it shows the lesion, and its tone; lesions on `faint` skin are nearly blurred away."""
+    drawn, truth, tones = [], np.arange(images) % 2 == 0, []
+    for lesion in truth:
+        tones.append(str(TONES[rng.integers(3)]))
+        picture = random_scene(rng, "lesion" if lesion else "normal", draw_skin(rng, tones[-1])).draw(rng)
+        if lesion and tones[-1] == faint:
+            smooth = np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(6)))
+            picture = (0.15 * picture + 0.85 * smooth).astype(np.uint8)
+        drawn.append(picture)
+    return np.stack(drawn), truth, tones
+
+
+def test_lesions_drawn_fainter_on_one_tone_are_found_and_equal_ones_accuse_nobody() -> None:
+    model = TrainedModel(build(VIT, 2).eval(), VIT, ("lesion", "normal"), 0.5, 0)
+    rng = np.random.default_rng(0)
+    images, truth, _ = phantoms(rng, 400)
+    fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500)).fit(
+        embed_images(model, images), truth
+    )
+    found = {}
+    for faint in ("", "dark"):
+        images, truth, tones = phantoms(rng, 300, faint)
+        called = fitted.predict(embed_images(model, images))
+        cells = {"skin_tone": tones}
+        found[faint] = [
+            (gap.value, gap.measure)
+            for gap in gaps(cells, truth, called, [str(n) for n in range(300)])
+            if gap.found and gap.difference.value < 0
+        ]
+    assert found == {"": [], "dark": [("dark", "sensitivity")]}

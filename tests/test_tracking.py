@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from synthvision.classification.model import ModelConfig, build
 from synthvision.classification.predict import TrainedModel, save_classifier
+from synthvision.classification.reference import fit_reference, write_reference
 from synthvision.metric_logger import FLUSH_ROWS, MetricLogger, Row
 from synthvision.tracking import Store, TrackingConfig, flatten, git_commit, open_store
 
@@ -233,19 +234,24 @@ def test_the_logger_writes_in_batches() -> None:
     assert [row[3] for rows in written for row in rows] == list(range(FLUSH_ROWS + 1))
 
 
-def test_the_logged_classifier_predicts_as_the_trained_one(store: Store, tmp_path: Path) -> None:
+def test_the_logged_classifier_predicts_as_the_trained_one(
+    store: Store, tmp_path: Path, make_manifest: MakeManifest
+) -> None:
     torch.manual_seed(0)
     config = ModelConfig("vit_tiny_patch16_224", 16, patch_size=8, embed_dim=32, depth=1, heads=2)
     trained = TrainedModel(build(config, 2).eval(), config, ("lesion", "normal"), 0.5, 0)
     save_classifier(trained, {}, tmp_path / "weights")
+    known = make_manifest(n=8)
+    write_reference(fit_reference(trained, known, known), tmp_path / "weights")
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     with store.stage_run("classify", {}, "", {}) as run:
         uri = run.log_classifier(tmp_path / "weights", trained.classes, images)
     for address in (uri, f"runs:/{run.run_id}/classifier"):
         model = mlflow.pyfunc.load_model(address)
         answer = model.predict(images)
-        assert list(answer.columns) == ["lesion", "normal"]
-        np.testing.assert_allclose(answer.to_numpy(), trained.probabilities(images), atol=1e-6)
+        assert list(answer.columns) == ["lesion", "normal", "decision", "calibrated", "foreign", "quality"]
+        assert set(answer["decision"]) <= {"lesion", "normal"}
+        np.testing.assert_allclose(answer[["lesion", "normal"]].to_numpy(), trained.probabilities(images), atol=1e-6)
     assert model.metadata.signature.inputs.inputs[0].type == np.uint8
     np.testing.assert_array_equal(model.input_example, images)
     stored = Path(mlflow.artifacts.download_artifacts(uri))

@@ -163,7 +163,11 @@ def test_the_folder_describes_itself(undisturbed):
     loaded = load_classifier(undisturbed.weights)
     assert (loaded.classes, loaded.threshold, loaded.epoch) == (CLASSES, undisturbed.threshold, undisturbed.best_epoch)
     assert not loaded.network.training
-    assert sorted(path.name for path in undisturbed.weights.iterdir()) == ["model.json", "model.safetensors"]
+    assert sorted(path.name for path in undisturbed.weights.iterdir()) == [
+        "model.json",
+        "model.safetensors",
+        "reference.safetensors",
+    ]
 
 
 def test_reading_a_classifier_leaves_the_global_generator_alone(undisturbed):

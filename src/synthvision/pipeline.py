@@ -28,6 +28,7 @@ from synthvision.stages.context import Context, Result, Waiting
 from synthvision.stages.dreambooth import run_dreambooth, weights_digest
 from synthvision.stages.evaluate import read_headline, run_evaluate
 from synthvision.stages.generate import run_generate
+from synthvision.stages.predict import input_digest, run_export, run_predict
 from synthvision.stages.prepare import draw_phantoms, run_prepare, source_digest
 from synthvision.stages.pretrain import run_pretrain
 from synthvision.stages.reading import Session, read
@@ -86,6 +87,11 @@ def _review_config(study: Study) -> Mapping[str, Any]:
     return {**_of("review")(study), **decisions}
 
 
+def _predict_config(study: Study) -> Mapping[str, Any]:
+    weights = weights_digest(study.predict.weights)
+    return {**_of("predict")(study), "images": input_digest(study.predict), "weights": weights}
+
+
 def _evaluate_config(study: Study) -> Mapping[str, Any]:
     """All but the reason to open the test set again: the same evaluation stays the same opening."""
     return {"seed": study.seed, "evaluate": asdict(replace(study.evaluate, reopen=None))}
@@ -124,6 +130,10 @@ STAGES: Mapping[str, Stage] = {
         (*_MANIFEST, "predictions.py", "evaluation"),
         device=False,
     ),
+}
+USES: Mapping[str, Stage] = {  # of a finished classifier
+    "predict": Stage((), _predict_config, run_predict, _CLASSIFICATION),
+    "export": Stage((), _of("predict"), run_export, _CLASSIFICATION),
 }
 PRETRAIN = Stage((), _of("pretrain"), run_pretrain, (*_DIFFUSION, *_CLASSIFICATION))
 
@@ -167,9 +177,14 @@ def run(
     store = open_store(config, study.study)
     if stage == "pretrain":
         table: Mapping[str, Stage] = {"pretrain": PRETRAIN}
+    elif stage in USES and study.predict.weights:
+        table = {stage: USES[stage]}
     else:
-        table = {name: each for name, each in STAGES.items() if study.generates or not each.of_synthetic}
+        uses = {name: replace(each, reads=("classify",)) for name, each in USES.items() if name == stage}
+        table = {name: each for name, each in STAGES.items() if study.generates or not each.of_synthetic} | uses
         draw_phantoms(study)
+    if stage in USES:
+        USES[stage].config(study)  # images that are not there fail at once, not after the stages before
     if stage not in (*table, "pipeline"):
         raise ValueError(f"stage={stage} has no part in arm={study.arm.name}, which trains on no synthetic images")
     last = "report" if stage == "pipeline" else stage
@@ -318,6 +333,8 @@ def _say(runner: _Runner, metrics: Mapping[str, float], config: TrackingConfig) 
     for name, folder in runner.done.items():
         if name == "report":
             console.print(f"report: {(folder / 'report.html').absolute()}", highlight=False, soft_wrap=True)
+        if name in USES:
+            console.print(f"{name}: {folder.absolute()}", highlight=False, soft_wrap=True)
     # Through this command and not `mlflow ui`: it turns MLflow's telemetry off.
     ui = [sys.executable, "-m", "synthvision", "stage=ui", f"tracking.root={Path(config.root).absolute()}"]
     console.print(f"MLflow UI: {shlex.join(ui)}", highlight=False, soft_wrap=True)

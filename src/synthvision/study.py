@@ -117,15 +117,28 @@ class EvaluationConfig:
     subgroups: Sequence[str] = SUBGROUP_COLUMNS
     intersections: bool = True
     minimum: int = MINIMUM
+    cases: int = 6
 
     def __post_init__(self) -> None:
         self.choices({}, 1.0)
+        if self.cases < 0:
+            raise ValueError(f"evaluate.cases must be 0 or more; it is {self.cases!r}")
 
     def choices(self, thresholds: Mapping[str, float], temperature: float) -> Choices:
         """Return what evaluation is told, with what validation gave."""
         return Choices(
             thresholds, temperature, tuple(self.prevalences), tuple(self.subgroups), self.intersections, self.minimum
         )
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Which images a finished classifier answers, and how; see `conf/predict/files.yaml`."""
+
+    images: str | None = None
+    column: str = "file"
+    weights: str | None = None
+    rule: str | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +170,7 @@ class Study:
     review: UnattendedPolicy | PhysicianPolicy
     classifier: ClassifierConfig
     evaluate: EvaluationConfig
+    predict: PredictConfig
     arm: Arm
     pretrain: Pretraining
 

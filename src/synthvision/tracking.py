@@ -47,6 +47,12 @@ DIGEST_LENGTH = 36  # MLflow's limit for a data set's digest
 CLOCK_DRIFT = 60.0  # seconds by which a process's start time may seem to move when the clock is set
 PROCESS_TAG = "process"
 MODEL_NAME = "classifier"
+SAID = {  # what the classifier answers beside a probability per class; see served.py
+    "decision": DataType.string,
+    "calibrated": DataType.double,
+    "foreign": DataType.boolean,
+    "quality": DataType.string,
+}
 
 _Item = TypeVar("_Item")
 
@@ -161,6 +167,7 @@ class Run:
         """
         images = TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3), name=None)
         answer: list[ColSpec | TensorSpec] = [ColSpec(DataType.double, name) for name in classes]
+        answer += [ColSpec(kind, name) for name, kind in SAID.items()]
         logged = mlflow.pyfunc.log_model(
             name=MODEL_NAME,
             loader_module="synthvision.served",  # code of the installed package; a pickled model could run anything

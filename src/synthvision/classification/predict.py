@@ -32,6 +32,7 @@ class TrainedModel:
     threshold: float  # on the probability of the positive class
     epoch: int  # after which the weights were taken, from 0
     thresholds: Mapping[str, float] = field(default_factory=dict)  # of every rule, for the table of operating points
+    prepared: int = 0  # side in pixels of the images as they were prepared; 0: the network's own
     temperature: float = 1.0  # that makes validation probabilities honest; see calibration.py
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -66,6 +67,7 @@ def save_classifier(model: TrainedModel, training: Mapping[str, Any], folder: Pa
         "threshold": model.threshold,
         "thresholds": model.thresholds,
         "temperature": model.temperature,
+        "prepared": model.prepared,
         "epoch": model.epoch,
         "training": training,
     }
@@ -85,7 +87,7 @@ def load_classifier(folder: Path) -> TrainedModel:
     description = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
     config, classes = ModelConfig(**description["model"]), tuple(description["classes"])
     network = read_network(config, len(classes), folder / WEIGHTS_FILE)
-    fields = {name: description[name] for name in ("threshold", "epoch", "thresholds", "temperature")}
+    fields = {name: description[name] for name in ("threshold", "epoch", "thresholds", "temperature", "prepared")}
     return TrainedModel(network, config, classes, **fields)
 
 

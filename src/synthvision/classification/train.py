@@ -17,8 +17,10 @@ from synthvision.classification.model import WEIGHTS_FILE
 from synthvision.classification.module import Classifier
 from synthvision.classification.predict import TrainedModel, predict, read_network, save_classifier
 from synthvision.classification.recipe import ClassifierConfig
+from synthvision.classification.reference import fit_reference, write_reference
 from synthvision.classification.resume import BEST, EpochKeeper
 from synthvision.classification.threshold import thresholds_by_rule
+from synthvision.data.images import read_rgb
 from synthvision.data.torch_data import ImageTensors
 from synthvision.manifest import Manifest
 from synthvision.predictions import Predictions
@@ -78,8 +80,10 @@ def train(
     thresholds = thresholds_by_rule(predictions.of(classes[0]), truth == 0, config.threshold)
     threshold = thresholds[config.threshold.rule]
     temperature = fit_temperature(predictions.probability, truth)
-    chosen = replace(model, threshold=threshold, thresholds=thresholds, temperature=temperature)
+    prepared = len(read_rgb(val.file(val.records[0])))
+    chosen = replace(model, threshold=threshold, thresholds=thresholds, temperature=temperature, prepared=prepared)
     save_classifier(chosen, {**asdict(config), "seed": seed}, out / "weights")
+    write_reference(fit_reference(chosen, train, val), out / "weights")
     return Trained(out / "weights", keeper.history, keeper.best_epoch, threshold, predictions)
 
 

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from synthvision import artifact
-from synthvision.classification.train import predict
+from synthvision.classification.predict import load_classifier, predict
+from synthvision.evaluation.errors import write_errors
 from synthvision.evaluation.evaluate import Evaluation, evaluate
 from synthvision.evaluation.figures import figures_of, png
 from synthvision.evaluation.intervals import Estimate
@@ -31,6 +32,9 @@ def run_evaluate(given: Context) -> Result:
     result = evaluated(given, predictions, test)
     artifact.write_json(given.out / "evaluation.json", asdict(result))
     write_probes(given.out / "probes.json", probes)
+    model = load_classifier(given.before["classify"] / WEIGHTS)
+    training = Manifest.read(given.before["classify"] / "training.csv", study.folder)
+    write_errors(model, predictions, test, training, study.evaluate.cases, study.seed, given.out / "errors")
     for name, figure in figures_of(result).items():
         artifact.write_bytes(given.out / "figures" / f"{name}.png", png(figure))
     return Result(

@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+from synthvision.evaluation.errors import read_errors
 from synthvision.evaluation.ledger import Ledger
 from synthvision.evaluation.report import ReportInput, write_report
 from synthvision.evaluation.shortcuts import read_probes
@@ -36,6 +37,7 @@ def run_report(given: Context) -> Result:
             evaluation=result,
             openings=Ledger(study.folder / "ledger").openings(identity_of(test)),
             probes=read_probes(given.before["evaluate"] / "probes.json"),
+            errors=read_errors(given.before["evaluate"] / "errors"),
             diffusion_losses=_losses(trained),
             history=_read_rows(given.before["classify"] / "history.csv"),
             best_epoch=described["epoch"],
