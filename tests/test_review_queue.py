@@ -121,6 +121,19 @@ def test_export_is_the_rule(
         )
 
 
+def test_a_reader_settles_only_what_he_has_judged(tmp_path: Path, store: Store) -> None:
+    given = material(tmp_path, 6, reads=2, rule="adjudicated")
+    for reader, verdict, number in (("ada", "accept", 6), ("grace", "reject", 6), ("lise", "accept", 2)):
+        for item in given.queue(reader)[:number]:
+            store.add(vote(item, reader, verdict))
+    current = store.current()
+    assert len(given.disputes("ada", current)) == len(given.disputes("a fourth", current)) == 6
+    judged = {item.record.sha256 for item in given.queue("lise")[:2]}
+    assert {item.record.sha256 for item in given.disputes("lise", current)} == judged
+    named = material(tmp_path, 6, reads=2, rule="adjudicated", readers=["ada", "grace", "emmy"])
+    assert named.disputes("emmy", current) == []
+
+
 def test_missing_counts_every_open_decision(tmp_path: Path, store: Store) -> None:
     given = material(tmp_path, 6, reads=2, salt=0.5, repeats=0.5)
     assert missing(given.candidates, {}, given.policy).decisions == 12

@@ -71,7 +71,8 @@ class Desk:
             row = {"token": item.token, "set": names.index(item.set), "description": self.material.description(item)}
             row |= {"decision": _told(own), "order": place[own.id] if own else -1}
             rows.append(row | ({"votes": _unnamed(votes.get(item.record.sha256, []))} if votes else {}))
-        return {"items": rows, "sets": [self._set(name, items) for name in names]}
+        sets = [self._set(name, items) for name in names]
+        return {"items": rows, "sets": sets if len(sets) > 1 else [{**each, "name": "all images"} for each in sets]}
 
     def add(self, sent: Sent) -> dict[str, Any]:
         """Keep a decision, and return the one that holds for this item now.
@@ -187,7 +188,7 @@ class Desk:
         candidates = self.material.candidates
         least, most = target(self.material.policy, candidates, name)
         return {
-            "name": name or "all images",
+            "name": name or "no set",
             "shown": sum(item.set == name for item in items),
             "candidates": len(candidates.where(set=name)),
             "least": least,

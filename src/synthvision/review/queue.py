@@ -83,10 +83,15 @@ class Material:
         return _drawn(self.candidates, number, self.policy.seed, "repeated")
 
     def disputes(self, reader: str, current: Mapping[Key, Event]) -> list[Item]:
-        """Return what readers disagree on, for `reader` to settle."""
+        """Return what readers disagree on, for `reader` to settle, who is shown their votes.
+
+        Who is a reader too settles only what he or she has judged: nobody sees another's vote before the own.
+        """
         votes = votes_of(current)
-        open_ = [r for r in self.candidates if is_disputed(votes.get(r.sha256, []), self.policy)]
-        items = [replace(self._item(reader, record, "candidate", "adjudicate")) for record in open_]
+        judged = {image for name, role, image, _ in current if (name, role) == (reader, "read")}
+        reads = bool(judged) or reader in self.policy.readers
+        disputed = [r for r in self.candidates if is_disputed(votes.get(r.sha256, []), self.policy)]
+        items = [self._item(reader, r, "candidate", "adjudicate") for r in disputed if not reads or r.sha256 in judged]
         return sorted(items, key=lambda item: _draw(self.policy.seed, "order", reader, item.record.sha256))
 
     def description(self, item: Item) -> str:

@@ -273,6 +273,7 @@ def _listen(address: Address) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((address.host, address.port))
+        listener.listen()  # before the address is told: who opens it at once waits instead of being refused
     except OSError as error:
         listener.close()
         reason = error.strerror or type(error).__name__

@@ -515,6 +515,7 @@ function listen() {
     clock.since = document.hidden ? 0 : performance.now(); // time spent elsewhere is not spent on the image
   });
   $("welcome-form").addEventListener("submit", begin);
+  addEventListener("hashchange", () => location.reload()); // a token was put behind the address
 }
 
 // ---- beginning

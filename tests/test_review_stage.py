@@ -1,0 +1,101 @@
+"""The study waits for physicians, goes on with what they decided, and refuses decisions that were altered."""
+
+import csv
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+from test_pipeline import finished, folder_of, run, runs_of, start
+
+from synthvision.manifest import Manifest
+from synthvision.stages.reading import Session
+
+PHYSICIAN = ("review=physician", "stage=classify")
+
+
+@pytest.fixture(scope="module")
+def waiting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study that was started under the physicians' policy."""
+    folder = tmp_path_factory.mktemp("study")
+    output = run(folder, *PHYSICIAN)  # exit code 0
+    assert "the study waits for its readers: 24 decisions are missing: 24 decisions on 24 of 24 images" in output
+    assert "open the review page: synthvision stage=review " in output
+    assert "Traceback" not in output
+    return folder
+
+
+def read_by(folder: Path, reader: str, accepted: int) -> str:
+    """Let a reader decide in a spreadsheet: accept the first images, reject the others as artefacts."""
+    given = ("stage=review", f"stage.reader={reader}", f"stage.folder={folder / reader}")
+    run(folder, *given, "stage.action=export")
+    sheet = folder / reader / "decisions.csv"
+    rows = list(csv.DictReader(sheet.open(newline="", encoding="utf-8-sig")))
+    assert len(rows) == 24 + 2 + 1  # two real images and a repeat among them
+    for number, row in enumerate(rows):
+        row |= {"decision": "accept"} if number < accepted else {"decision": "reject", "reason": "artefact"}
+    with sheet.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return run(folder, *given, "stage.action=import")
+
+
+def test_a_waiting_study_has_a_finished_run_and_no_classifier(waiting: Path) -> None:
+    assert set(finished(waiting)) == {"prepare", "dreambooth", "generate"}
+    runs = runs_of(waiting)
+    assert {each.info.status for each in runs} == {"FINISHED"}
+    assert "24 decisions are missing" in runs[0].data.tags["waits_for"]
+
+
+def test_it_goes_on_with_what_was_decided_and_notices_what_was_altered(waiting: Path) -> None:
+    output = read_by(waiting, "ada", 14)
+    assert "27 new decisions of ada" in output
+    assert "all decisions are there; go on: synthvision" in output
+    run(waiting, *PHYSICIAN)
+    reviewed = folder_of(waiting, "review")
+    candidates = Manifest.read(reviewed / "manifest.csv", waiting / "studies" / "phantom")
+    accepted = candidates.where(decision="accept")
+    assert 10 <= len(accepted) <= 12
+    assert set(candidates.column("reviewer")) == {"ada"}
+    training = Manifest.read(folder_of(waiting, "classify") / "training.csv", candidates.root)
+    assert set(training.where(origin="synthetic").column("image_id")) == set(accepted.column("image_id"))
+    assert (
+        not set(training.column("image_id"))
+        - set(accepted.column("image_id"))
+        - {record.image_id for record in training if record.origin == "real" and record.label == "normal"}
+    )
+    told = json.loads((reviewed / "review.json").read_text())
+    assert told["head"]["count"] == 27
+    assert told["readers"][0]["name"] == "ada"
+    assert {path.name for path in reviewed.iterdir()} >= {"accepted.png", "rejected.png", "prompts.csv"}
+    metrics = next(each for each in runs_of(waiting)[::-1] if each.data.tags["stage"] == "review").data.metrics
+    assert metrics["accepted"] == len(accepted)
+    assert "reader/ada/consistency" in metrics
+
+    assert run(waiting, *PHYSICIAN).count("reused") == 5
+    assert "27 decisions and undos, chain unbroken" in run(waiting, "stage=review", "stage.action=verify")
+
+    database = waiting / "studies" / "phantom" / "decisions" / "decisions.sqlite"
+    with sqlite3.connect(database) as db:
+        db.executescript("drop trigger events_stay; update events set verdict = 'unsure' where seq = 3;")
+    db.close()
+    process = start(waiting, "stage=review", "stage.action=verify")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "the chain of decisions breaks at decision 3" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"action": "open"}, "stage.action"),
+        ({"action": "export"}, "stage.reader"),
+        ({"action": "import", "reader": "ada"}, "stage.folder"),
+        ({"host": "0.0.0.0"}, "stage.host"),
+    ],
+)
+def test_a_session_names_its_key(values: dict[str, str], key: str) -> None:
+    with pytest.raises(ValueError, match=key):
+        Session(**values)  # type: ignore[arg-type]
