@@ -11,8 +11,11 @@ from PIL import Image
 
 from synthvision.artifact import sha256_file, tree_digest
 from synthvision.data.images import load_batch, read_rgb, write_png
+from synthvision.data.sheets import contact_sheet
 from synthvision.diffusion import sampler
-from synthvision.diffusion.generate import GenerationConfig, contact_sheet, generate, local, soft_disc
+from synthvision.diffusion.generate import generate
+from synthvision.diffusion.painting import local, soft_disc
+from synthvision.diffusion.plan import GenerationConfig
 from synthvision.diffusion.prompts import Prompt, expand, expand_over
 from synthvision.manifest import Manifest, Record
 
@@ -178,7 +181,7 @@ def test_only_real_training_images_of_another_class_are_painted_into(backbone, n
         draw(backbone, prompts, tmp_path, replace(CONFIG, mode="paint"), backgrounds=wrong)
     with pytest.raises(ValueError, match="not among those given"):
         draw(backbone, prompts, tmp_path, replace(CONFIG, mode="paint"), backgrounds=normals.where(image_id="n0"))
-    with pytest.raises(ValueError, match="backgrounds are given in mode 'paint'"):
+    with pytest.raises(ValueError, match=r"backgrounds are given in the modes \['paint', 'img2img'\]"):
         draw(backbone, prompts, tmp_path, backgrounds=normals)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from synthvision.artifact import digest_of, write_text
 
-SCHEMA_VERSION = 2  # 2: mask
+SCHEMA_VERSION = 3  # 2: mask; 3: negative_prompt, settings, safety
 ORIGINS = ("real", "synthetic")
 SPLITS = ("", "guide", "train", "val", "test")
 DECISIONS = ("", "accept", "reject")
@@ -42,8 +42,11 @@ class Record:
     mask: str = ""  # guides: where the lesion is, a picture of black and white; relative to the study folder
     prompt: str = ""  # synthetic: what was asked for
     seed: str = ""  # synthetic: seed of this image's own generator
-    mode: str = ""  # synthetic: "noise" or "paint"
-    painted_on: str = ""  # synthetic, mode "paint": image_id of the real image painted into
+    negative_prompt: str = ""  # synthetic: what was asked not to be there
+    mode: str = ""  # synthetic: "noise", "paint" or "img2img"
+    settings: str = ""  # synthetic: scheduler, steps, guidance, strength and side
+    painted_on: str = ""  # synthetic, modes "paint" and "img2img": image_id of the real image that it started from
+    safety: str = ""  # synthetic: "passed" or "flagged" where a safety checker was run; it changes no image
     parent_run: str = ""  # synthetic: output digest of the weights that made it
     licence: str = ""
     consent: str = ""

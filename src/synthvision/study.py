@@ -13,7 +13,7 @@ from synthvision.data.intake import FolderSource, GuideSource, TableSource
 from synthvision.data.phantom import PhantomConfig
 from synthvision.diffusion.backbone import BackboneConfig
 from synthvision.diffusion.dreambooth import DreamBoothConfig, Subject
-from synthvision.diffusion.generate import GenerationConfig
+from synthvision.diffusion.plan import GenerationConfig
 from synthvision.diffusion.pretrain import PretrainConfig
 from synthvision.evaluation.evaluate import SUBGROUP_COLUMNS, Choices
 from synthvision.evaluation.subgroups import MINIMUM

@@ -14,16 +14,21 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    UniPCMultistepScheduler,
 )
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 FAMILIES = ("sd", "sdxl")
+DPM = "dpmsolver++"  # 2M, with Karras spacing where the schedule allows it
+SCHEDULERS = (DPM, "unipc", "euler", "ddim")
 PACKAGE = "package:"
 HUB_ID = r"[\w.-]+/[\w.-]+"
 PACKAGE_WEIGHTS = Path(__file__).parents[1] / "weights"
@@ -131,10 +136,16 @@ class Backbone:
         alphas: Tensor = DDPMScheduler.from_config(self.scheduler_config).alphas_cumprod
         return alphas
 
-    def sampler(self) -> DPMSolverMultistepScheduler:
-        """Return a fresh DPM-Solver++ 2M for this model's noise schedule."""
+    def sampler(self, kind: str = DPM) -> Any:
+        """Return a fresh scheduler for this model's noise schedule: one of SCHEDULERS."""
         # Karras spacing starts from the schedule's last sigma, which is infinite at zero terminal SNR.
         karras = not self.scheduler_config.get("rescale_betas_zero_snr", False)
+        if kind == "ddim":  # its default clips what only pixels, and no latents, keep to
+            return DDIMScheduler.from_config(self.scheduler_config, clip_sample=False)
+        if kind == "euler":
+            return EulerDiscreteScheduler.from_config(self.scheduler_config, use_karras_sigmas=karras)
+        if kind == "unipc":
+            return UniPCMultistepScheduler.from_config(self.scheduler_config, use_karras_sigmas=karras)
         return DPMSolverMultistepScheduler.from_config(
             self.scheduler_config, algorithm_type="dpmsolver++", solver_order=2, use_karras_sigmas=karras
         )

@@ -12,7 +12,8 @@ from filelock import FileLock
 
 from synthvision.artifact import digest_of
 from synthvision.diffusion.backbone import Backbone
-from synthvision.diffusion.generate import GenerationConfig, generate
+from synthvision.diffusion.generate import generate
+from synthvision.diffusion.plan import GenerationConfig
 from synthvision.diffusion.prompts import Prompt
 from synthvision.diffusion.recipe import DreamBoothConfig
 from synthvision.manifest import Manifest

@@ -15,12 +15,12 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from synthvision.data.sheets import contact_sheet
 from synthvision.diffusion import objective
 from synthvision.diffusion.adapters import save_adapters
 from synthvision.diffusion.backbone import Backbone, Conditioning
 from synthvision.diffusion.checkpoints import export
 from synthvision.diffusion.examples import Examples, draw_rows
-from synthvision.diffusion.generate import contact_sheet
 from synthvision.diffusion.optimizers import clip, new_optimizer
 from synthvision.diffusion.parallel import Sendable
 from synthvision.diffusion.parameters import rebuilt

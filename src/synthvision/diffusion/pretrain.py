@@ -31,8 +31,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from synthvision.data.phantom import draw_pool
+from synthvision.data.sheets import contact_sheet
 from synthvision.diffusion.backbone import BackboneConfig, load
-from synthvision.diffusion.generate import contact_sheet
 from synthvision.diffusion.sampler import denoise, draw_noise, encode_negatives, encode_prompts, to_pixels, to_tensor
 from synthvision.diffusion.tiny import (
     OPPONENT,

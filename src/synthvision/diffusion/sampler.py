@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
 from synthvision.data.images import Pixels
-from synthvision.diffusion.backbone import Backbone, Conditioning
+from synthvision.diffusion.backbone import DPM, Backbone, Conditioning
 
 SEED_LIMIT = 2**63  # torch takes seeds below it
 
@@ -29,9 +31,29 @@ class Known:
     mask: Tensor
     strength: float
 
-    def keep(self, z: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        """Return z with all outside the mask set to the picture's own latents at a noise level."""
-        return self.mask * z + (1 - self.mask) * _at_level(self.latents, noise, sigma)
+
+@dataclass(frozen=True)
+class Levels:
+    """What the solver's latents are made of at each of its steps: `signal * clean + noise * Gaussian`."""
+
+    signal: Tensor  # (steps,)
+    noise: Tensor  # (steps,)
+
+    def mix(self, clean: Tensor, gaussian: Tensor, step: int) -> Tensor:
+        """Return latents (B, C, h, w) at a step's level."""
+        return self.signal[step] * clean + self.noise[step] * gaussian
+
+
+def levels_of(scheduler: Any) -> Levels:
+    """Return the levels of a scheduler whose timesteps are set."""
+    if isinstance(scheduler, DDIMScheduler):
+        alphas = scheduler.alphas_cumprod[scheduler.timesteps.cpu()]
+        return Levels(alphas.sqrt(), (1 - alphas).sqrt())
+    sigmas = scheduler.sigmas.cpu()  # noise over signal
+    if isinstance(scheduler, EulerDiscreteScheduler):
+        return Levels(torch.ones_like(sigmas), sigmas)
+    alpha = 1 / (sigmas**2 + 1).sqrt()  # the model sees both scaled to unit variance
+    return Levels(alpha, alpha * sigmas)
 
 
 @dataclass(frozen=True)
@@ -79,8 +101,9 @@ def denoise(
     steps: int,
     guidance: float,
     known: Known | None = None,
+    kind: str = DPM,
 ) -> Tensor:
-    """Return clean latents (B, C, h, w) from standard normal noise of that shape by DPM-Solver++ 2M.
+    """Return clean latents (B, C, h, w) from standard normal noise of that shape.
 
     Args:
         backbone: what predicts.
@@ -89,31 +112,29 @@ def denoise(
         negative: of the negative prompts, one row per image.
         steps: of the whole schedule.
         guidance: classifier-free guidance; at 1 the negative prompt has no effect and is not computed.
-        known: real pictures to paint into; None generates from noise alone.
+        known: real pictures to start from; None generates from noise alone.
+        kind: of the scheduler, one of SCHEDULERS.
     """
-    scheduler = backbone.sampler()
+    scheduler = backbone.sampler(kind)
     scheduler.set_timesteps(steps)
+    levels = levels_of(scheduler)
     noise = noise.to(backbone.device)
     start = 0 if known is None else min(steps - 1, round(steps * (1 - known.strength)))
-    scheduler.set_begin_index(start)
-    z = noise if known is None else _at_level(known.latents, noise, scheduler.sigmas[start])
+    if hasattr(scheduler, "set_begin_index"):  # DDIM keeps no count of its steps
+        scheduler.set_begin_index(start)
+    z = noise * scheduler.init_noise_sigma if known is None else levels.mix(known.latents, noise, start)
     guided = guidance > 1
     text = negative.join(positive) if guided else positive
     for step, t in enumerate(scheduler.timesteps[start:], start):
         if known is not None:
-            z = known.keep(z, noise, scheduler.sigmas[step])
-        prediction = backbone.predict(torch.cat([z, z]) if guided else z, t.to(z.device), text).float()
+            z = known.mask * z + (1 - known.mask) * levels.mix(known.latents, noise, step)
+        seen = scheduler.scale_model_input(z, t)
+        prediction = backbone.predict(torch.cat([seen, seen]) if guided else seen, t.to(z.device), text).float()
         if guided:
             away, towards = prediction.chunk(2)
             prediction = away + guidance * (towards - away)
         z = scheduler.step(prediction, t, z, return_dict=False)[0]
     return z if known is None else known.mask * z + (1 - known.mask) * known.latents
-
-
-def _at_level(latents: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    # The solver's sigma is noise over signal; the model sees both scaled to unit variance.
-    alpha = 1 / (sigma**2 + 1).sqrt()
-    return alpha * latents + alpha * sigma * noise
 
 
 def to_tensor(images: Pixels) -> Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from synthvision import artifact
 from synthvision.data.images import load_batch
-from synthvision.diffusion.generate import contact_sheet
+from synthvision.data.sheets import contact_sheet
 from synthvision.manifest import Manifest, kind_of_reason
 from synthvision.review.agreement import Agreement, Interval, Reader, agreement, readers
 from synthvision.review.export import export, missing
