@@ -1,7 +1,9 @@
 """Generation: one image depends on its seed alone, and the loop equals diffusers' own."""
 
+import resource
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from synthvision.artifact import sha256_file, tree_digest
 from synthvision.data.images import load_batch, read_rgb, write_png
 from synthvision.data.sheets import contact_sheet
 from synthvision.diffusion import sampler
+from synthvision.diffusion.backbone import DPM, SCHEDULERS
 from synthvision.diffusion.generate import generate
 from synthvision.diffusion.painting import local, soft_disc
 from synthvision.diffusion.plan import GenerationConfig
@@ -59,18 +62,31 @@ def draw(backbone, prompts, folder, config=CONFIG, seed=7, **options):
     return generate(backbone, prompts, config, "lesion", "face-dark", seed, folder, folder / "out", **options)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_loop_equals_the_pipelines(kind, weights):
+@pytest.mark.parametrize(
+    ("kind", "scheduler"), [*((kind, DPM) for kind in KINDS), *product(("tiny", "sd15"), SCHEDULERS[1:])]
+)
+def test_the_loop_equals_the_pipelines(kind, scheduler, weights):
     backbone = make(kind, weights / kind)
     prompts, negatives = ["a mole", "two rings"], ["blurred", "grey"]
     noise = sampler.draw_noise([1, 2], backbone.latent_size)
     positive, negative = backbone.encode_text(prompts), backbone.encode_negative(negatives)
-    ours = sampler.denoise(backbone, noise, positive, negative, 4, 3.0)
-    pipeline = backbone.pipeline()
+    ours = sampler.denoise(backbone, noise, positive, negative, 4, 3.0, kind=scheduler)
+    pipeline = backbone.pipeline(backbone.sampler(scheduler))
     pipeline.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": 4, "guidance_scale": 3.0, "height": SIDE, "width": SIDE, "latents": noise.clone()}
     theirs = pipeline(prompts, negative_prompt=negatives, output_type="latent", **options).images
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_levels_are_those_that_diffusers_adds_noise_at(scheduler, weights):
+    backbone = make("sd15", weights / "sd15")
+    solver = backbone.sampler(scheduler)
+    solver.set_timesteps(5)
+    clean, noise = sampler.draw_noise([1, 2], backbone.latent_size).split(1)
+    levels = sampler.levels_of(solver)
+    for step, t in enumerate(solver.timesteps):
+        torch.testing.assert_close(levels.mix(clean, noise, step), solver.add_noise(clean, noise, t[None]))
 
 
 def test_without_guidance_the_negative_prompt_has_no_effect(backbone):
@@ -146,13 +162,33 @@ def test_painting_keeps_the_picture_outside_the_mask(backbone, normals, tmp_path
         assert record.prompt.startswith(f"spots on {record.skin_tone} {record.body_part}")
 
 
-def test_painting_nothing_changes_nothing(backbone, normals):
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_painting_nothing_changes_nothing(scheduler, backbone, normals):
     """Where the mask is empty, the latents come back as they went in."""
     latents = backbone.encode_images(sampler.to_tensor(load_batch(normals, SIDE))).mean
     known = sampler.Known(latents, torch.zeros(3, 1, *backbone.latent_size[1:]), 1.0)
     noise = sampler.draw_noise([1, 2, 3], backbone.latent_size)
     texts = backbone.encode_text(["a"] * 3), backbone.encode_negative([""] * 3)
-    torch.testing.assert_close(sampler.denoise(backbone, noise, *texts, 3, 2.0, known), latents)
+    torch.testing.assert_close(sampler.denoise(backbone, noise, *texts, 3, 2.0, known, scheduler), latents)
+
+
+def test_img2img_is_noise_at_a_level_and_the_rest_of_the_steps(weights, normals):
+    backbone = make("sd15", weights / "sd15")
+    pictures = sampler.to_tensor(load_batch(normals, SIDE))
+    noise = sampler.draw_noise([1, 2, 3], backbone.latent_size)
+    texts = backbone.encode_text(["a mole"] * 3), backbone.encode_negative(["grey"] * 3)
+    latents = backbone.encode_images(pictures).mean
+    everywhere = torch.ones_like(latents[:, :1])
+    ours = sampler.denoise(backbone, noise, *texts, 10, 3.0, sampler.Known(latents, everywhere, 0.6))
+    scheduler = backbone.sampler()
+    scheduler.set_timesteps(10)
+    start = scheduler.add_noise(latents, noise, scheduler.timesteps[4:5])
+    scheduler.set_begin_index(4)
+    theirs = start
+    for t in scheduler.timesteps[4:]:
+        away, towards = backbone.predict(torch.cat([theirs] * 2), t, texts[1].join(texts[0])).chunk(2)
+        theirs = scheduler.step(away + 3.0 * (towards - away), t, theirs).prev_sample
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_less_strength_stays_nearer_to_the_picture(weights, normals):
@@ -164,6 +200,60 @@ def test_less_strength_stays_nearer_to_the_picture(weights, normals):
     known = [sampler.Known(latents, everywhere, strength) for strength in (0.1, 0.5, 1.0)]
     distances = [(sampler.denoise(backbone, noise, *texts, 10, 1.0, some) - latents).norm() for some in known]
     assert distances[0] < distances[1] < distances[2]
+
+
+def test_img2img_starts_from_the_real_picture_and_says_so(backbone, normals, tmp_path):
+    prompts = expand_over(("spots on {skin_tone} skin",), {}, normals, 3, 3)
+    manifest = draw(backbone, prompts, tmp_path, replace(CONFIG, mode="img2img", strength=0.4), backgrounds=normals)
+    assert set(manifest.column("mode")) == {"img2img"}
+    assert set(manifest.column("settings")) == {f"dpmsolver++, 3 steps, guidance 2, strength 0.4, {SIDE} px"}
+    assert sorted(manifest.column("painted_on")) == sorted(normals.column("image_id"))
+    other = draw(backbone, prompts, tmp_path / "more", replace(CONFIG, mode="img2img"), backgrounds=normals)
+    assert not set(manifest.column("sha256")) & set(other.column("sha256"))
+
+
+@pytest.mark.parametrize("mode", ["noise", "paint"])
+def test_shards_leave_the_files_of_an_undivided_run(mode, backbone, normals, tmp_path):
+    """Three parts in any order, one of them begun before by the whole; then the whole, which makes what is missing."""
+    config = replace(CONFIG, mode=mode)
+    prompts = PROMPTS if mode == "noise" else expand_over(("spots",), {}, normals, 5, 3)
+    options = {} if mode == "noise" else {"backgrounds": normals}
+    whole = draw(backbone, prompts, tmp_path / "whole", config, **options)
+    parts = [draw(backbone, prompts, tmp_path / "parts", replace(config, shard=f"{k}/3"), **options) for k in (2, 0)]
+    assert not (tmp_path / "parts" / "out" / "manifest.csv").exists()
+    files = sorted((tmp_path / "parts" / "out" / "images").iterdir())
+    stamps = [file.stat().st_mtime_ns for file in files]
+    assert [len(part) for part in parts] == [1, 2]
+    merged = draw(backbone, prompts, tmp_path / "parts", config, **options)
+    assert merged.records == whole.records
+    assert tree_digest(tmp_path / "parts" / "out") == tree_digest(tmp_path / "whole" / "out")
+    assert [file.stat().st_mtime_ns for file in files] == stamps
+
+
+def test_a_disk_that_is_full_loses_nothing(backbone, tmp_path, capsys):
+    assert capsys is not None  # else what is printed goes to a file, for which the limit holds too
+    draw(backbone, PROMPTS, tmp_path / "whole")
+    part = draw(backbone, PROMPTS[:2], tmp_path / "full", replace(CONFIG, batch_size=4))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))  # a picture is larger
+    try:
+        with pytest.raises(OSError, match=r"cannot be written to .*/images: File too large\. At least 2 images"):
+            draw(backbone, PROMPTS, tmp_path / "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    images = tmp_path / "full" / "out" / "images"
+    assert sorted(file.name for file in images.iterdir()) == sorted(f"{record.image_id}.png" for record in part)
+    draw(backbone, PROMPTS, tmp_path / "full")
+    assert tree_digest(tmp_path / "full" / "out") == tree_digest(tmp_path / "whole" / "out")
+
+
+def test_numbers_that_are_none_stop_before_a_black_picture_is_written(weights, tmp_path):
+    broken = make("sd15", weights / "sd15")
+    with torch.no_grad():
+        broken.vae.decoder.conv_out.bias.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match=r"numbers that are none.*fp32 or bf16"):
+        draw(broken, PROMPTS, tmp_path)
+    assert not (tmp_path / "out" / "images").exists()
 
 
 @pytest.mark.parametrize(
@@ -244,6 +334,14 @@ def test_a_contact_sheet_holds_the_images_in_reading_order(tmp_path):
     ("key", "value"),
     [
         ("mode", "inpaint"),
+        ("scheduler", "pndm"),
+        ("resolution", 100),
+        ("shard", "4/4"),
+        ("shard", "1"),
+        ("shard", "-1/4"),
+        ("mask_centre", (0.5, 1.2)),
+        ("mask_centre", (-0.1, 0.5)),
+        ("steps", 0),
         ("candidates", 0),
         ("guidance", 0.5),
         ("strength", 0.0),
