@@ -78,7 +78,9 @@ def test_a_value_holds_whatever_the_stage() -> None:
 def test_the_experiment_beats_the_defaults_and_the_arm_beats_both() -> None:
     assert composed("experiment=hpv").dreambooth.unet_steps == 2000
     assert composed("experiment=hpv", "arm=no_personalisation").dreambooth.unet_steps == 0
-    assert composed("experiment=mpox").generate.candidates == 1600
+    mpox = composed("experiment=mpox")
+    assert (mpox.generate.candidates, mpox.review.accept, list(mpox.review.per_set)) == (1600, 1000, [100, 150])
+    assert len(mpox.disease.guides.sets) == 8
 
 
 def test_the_review_page_is_for_physicians_unless_told_otherwise() -> None:
@@ -159,8 +161,9 @@ def test_the_weights_that_ship_were_made_with_the_config_that_ships(weights: str
         ("dataset.counts.lesion.test=0", r"dataset\.counts\.lesion\.test must be at least 1"),
         ("dataset.counts.normal.val=0", r"dataset\.counts\.normal\.val must be at least 1"),
         ("generate.candidates=499", r"generate\.candidates=499 must be at least review\.accept=500"),
+        ("generate.prompts=/no/such.yaml", r"generate\.prompts: there is no file"),
     ],
 )
 def test_what_would_fail_late_is_refused_at_once(change: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         cli.study_of(composed(change))

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from reviews import material, vote
 
-from synthvision.review.export import choose, export, missing, target
+from synthvision.review.export import choose, export, missing, target, undecided
 from synthvision.review.policy import RULES
 from synthvision.review.queue import GAP, Material
 from synthvision.review.store import Store
@@ -144,6 +144,19 @@ def test_missing_counts_every_open_decision(tmp_path: Path, store: Store) -> Non
     assert (lacking.reads, lacking.images, lacking.disputes) == (8, 6, 0)
     with pytest.raises(ValueError, match="8 decisions are missing"):
         export(given.candidates, store.current(), given.policy)
+
+
+def test_what_the_gate_rejected_stays_rejected_whatever_readers_said(tmp_path: Path, store: Store) -> None:
+    given = material(tmp_path, 6)
+    copy = given.candidates.records[2].image_id
+    evidence = {"decision": "reject", "reason": "copy of guide guide-1", "reviewer": "memorisation gate"}
+    judged = given.candidates.with_values(lambda record: evidence if record.image_id == copy else {})
+    assert missing(judged, {}, given.policy).reads == 5
+    for item in given.queue("ada"):  # all six, as in a round before the gate's limits were tightened
+        store.add(vote(item, "ada", "accept"))
+    decided = export(judged, store.current(), given.policy)
+    assert decided.where(decision="reject") == judged.where(image_id=copy)
+    assert decided.where(decision="accept").column("image_id") == undecided(judged).column("image_id")
 
 
 def test_real_images_and_repeats_never_enter_the_data(tmp_path: Path, store: Store) -> None:

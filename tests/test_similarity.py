@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from synthvision.data.similarity import contrast, difference, nearest_guides
+from synthvision.data.similarity import VIEWS, contrast, difference, nearest_guides, views_of
 
 SIDE = 64
 
@@ -78,6 +78,11 @@ def test_similarity_is_a_correlation_and_ignores_brightness(guides):
 def test_no_guides_is_an_error(guides):
     with pytest.raises(ValueError, match="at least one guide"):
         nearest_guides(guides, guides[:0])
+
+
+def test_the_first_view_is_the_picture_itself(guides):
+    assert np.array_equal(views_of(guides[0])[0], guides[0])
+    assert len(views_of(guides[0])) == len(VIEWS) == 8 * 19
 
 
 def test_difference_and_contrast_are_root_mean_squares():

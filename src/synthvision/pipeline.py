@@ -51,6 +51,7 @@ class Stage:
     of_synthetic: bool = False  # only arms with synthetic images need it
     ready: Callable[[Study, Mapping[str, Path]], None] = lambda *_: None  # raises Waiting where people must act first
     device: bool = True  # the kind of device is part of what the result depends on
+    part: Callable[[Study], str | None] = lambda _: None  # "0/4": do this part of the work only, and do not finish
 
 
 def _of(*names: str) -> Callable[[Study], Mapping[str, Any]]:
@@ -75,6 +76,13 @@ def _prepare_config(study: Study) -> Mapping[str, Any]:
 def _dreambooth_config(study: Study) -> Mapping[str, Any]:
     weights = weights_digest(study.backbone.source)
     return {**_of("seed", "backbone", "disease", "dreambooth")(study), "weights": weights}
+
+
+def _generate_config(study: Study) -> Mapping[str, Any]:
+    values: dict[str, Any] = dict(_of("seed", "backbone", "disease", "generate", "memorisation")(study))
+    values["generate"] = {key: value for key, value in values["generate"].items() if key != "shard"}
+    files = (study.generate.prompts, study.generate.safety_checker, study.memorisation.encoder)
+    return {**values, "files": [weights_digest(file) for file in files]}
 
 
 def _classify_config(study: Study) -> Mapping[str, Any]:
@@ -105,10 +113,11 @@ STAGES: Mapping[str, Stage] = {
     "dreambooth": Stage(("prepare",), _dreambooth_config, run_dreambooth, _DIFFUSION, of_synthetic=True),
     "generate": Stage(
         ("prepare", "dreambooth"),
-        _of("seed", "backbone", "disease", "generate"),
+        _generate_config,
         run_generate,
         _DIFFUSION,
         of_synthetic=True,
+        part=lambda study: study.generate.shard,
     ),
     "review": Stage(
         ("prepare", "generate"),
@@ -188,6 +197,11 @@ def run(
     if stage not in (*table, "pipeline"):
         raise ValueError(f"stage={stage} has no part in arm={study.arm.name}, which trains on no synthetic images")
     last = "report" if stage == "pipeline" else stage
+    if study.generate.shard and last != "generate":
+        raise ValueError(
+            f"generate.shard={study.generate.shard} makes a part of the candidates, which is for stage=generate alone; "
+            f"it is stage={stage}"
+        )
     runner = _Runner(study, store, table, resolved, overrides)
     with store.pipeline_run(_title(study, stage), resolved, runner.config_text, runner.tags) as parent:
         parent.note(f"Remake it:\n\n```\n{runner.command()}\n```\n")
@@ -269,8 +283,13 @@ class _Runner:
         fingerprint = artifact.fingerprint(name, depends, inputs)
         folder = self.study.folder / name / fingerprint
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):  # two jobs of a sweep may want the same work
+        part = stage.part(self.study)
+        lock = folder.with_suffix(f".{part.replace('/', '-of-')}.lock" if part else ".lock")
+        with FileLock(lock):  # two jobs of a sweep may want the same work; parts of a stage are made at the same time
             record = artifact.finished(folder)
+            if record is None and part:
+                self._part(stage, folder, name, part)
+                return
             if record is None:
                 self.console.rule(f"{name} {fingerprint}", align="left")
                 planned = artifact.StageRecord(name, fingerprint, depends, inputs, "", "", __version__, 0.0)
@@ -278,6 +297,12 @@ class _Runner:
             else:
                 self.console.print(f"{name} {fingerprint}: finished before, reused")
         self.done[name], self.records[name] = folder, record
+
+    def _part(self, stage: Stage, folder: Path, name: str, part: str) -> None:
+        """Do a part of a stage's work; a run without a part takes up what all have left, and finishes."""
+        self.console.rule(f"{name} {folder.name}, part {part}", align="left")
+        with self.store.stage_run(name, self.resolved, self.config_text, {**self.tags, "part": part}) as tracked:
+            self._log(tracked, stage.run(self._context(name, folder, tracked)))
 
     def _work(self, stage: Stage, folder: Path, record: artifact.StageRecord) -> artifact.StageRecord:
         start = time.monotonic()

@@ -9,12 +9,15 @@ from pathlib import Path
 
 from synthvision.classification.pretrain import VitPretrainConfig
 from synthvision.classification.train import ClassifierConfig
+from synthvision.data.guide_sets import GuideSets, sets_of
 from synthvision.data.intake import FolderSource, GuideSource, TableSource
 from synthvision.data.phantom import PhantomConfig
 from synthvision.diffusion.backbone import BackboneConfig
 from synthvision.diffusion.dreambooth import DreamBoothConfig, Subject
+from synthvision.diffusion.memorisation import GateConfig
 from synthvision.diffusion.plan import GenerationConfig
 from synthvision.diffusion.pretrain import PretrainConfig
+from synthvision.diffusion.prompt_file import read_prompts
 from synthvision.evaluation.evaluate import SUBGROUP_COLUMNS, Choices
 from synthvision.evaluation.subgroups import MINIMUM
 from synthvision.review.policy import PhysicianPolicy
@@ -39,7 +42,7 @@ class Disease:
 
     name: str
     classes: Sequence[str]  # the disease first: it is the positive class
-    guides: GuideSource
+    guides: GuideSource | GuideSets
     subject: Subject
     class_prompts: Sequence[str]  # templates of what prior preservation keeps
     templates: Sequence[str]  # templates of prompts for candidates
@@ -73,6 +76,16 @@ class Disease:
     def positive(self) -> str:
         """The class that is looked for."""
         return self.classes[0]
+
+    def check_sets(self) -> None:
+        """Refuse an attribute of a set that prompts do not know, or a value that it cannot have."""
+        for one in sets_of(self.guides):
+            for key, value in one.attributes.items():
+                if value not in self.attributes.get(key, ()):
+                    raise ValueError(
+                        f"disease.guides.sets: {one.name!r} has {key}={value!r}, which must be a value of "
+                        f"disease.attributes; that has {dict(self.attributes)}"
+                    )
 
 
 @dataclass(frozen=True)
@@ -167,6 +180,7 @@ class Study:
     dataset: Dataset
     dreambooth: DreamBoothConfig
     generate: GenerationConfig
+    memorisation: GateConfig
     review: UnattendedPolicy | PhysicianPolicy
     classifier: ClassifierConfig
     evaluate: EvaluationConfig
@@ -182,10 +196,18 @@ class Study:
                         f"dataset.counts.{name}.{split} must be at least 1: each class of disease.classes is judged; "
                         f"dataset.counts is {self.dataset.counts}"
                     )
-        if self.generates and self.generate.candidates < self.review.accept:
-            raise ValueError(
-                f"generate.candidates={self.generate.candidates} must be at least review.accept={self.review.accept}"
-            )
+        self.disease.check_sets()
+        if self.generates:
+            self._check_candidates()
+
+    def _check_candidates(self) -> None:
+        file, count = self.generate.prompts, self.generate.candidates
+        if file:
+            rows = read_prompts(file, self.disease.attributes)
+            count = sum(row.variants for row in rows)
+        if count < self.review.accept:
+            named = f"the variants in {file}, {count} in all," if file else f"generate.candidates={count}"
+            raise ValueError(f"{named} must be at least review.accept={self.review.accept}")
 
     @property
     def folder(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,13 @@ SCHEDULES = ("constant", "cosine")
 def best_device() -> torch.device:
     """Return the GPU where there is one, else the CPU: the two that results are known to be repeatable on."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def gpus() -> list[str]:
+    """Return what CUDA_VISIBLE_DEVICES is to be for each GPU that this process sees alone; empty without one."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return seen.split(",")[:count] if seen else [str(number) for number in range(count)]
 
 
 def lr_factor(step: int, warmup: int, total: int, schedule: str) -> float:

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from synthvision.artifact import WORK, write_json, write_text
+from synthvision.data.guide_sets import GuideSets
 from synthvision.data.images import (
     Pixels,
     UnusableImage,
@@ -91,7 +92,7 @@ class _Left:
 
 def prepare(
     sources: Sequence[Source],
-    guides: GuideSource,
+    guides: GuideSource | GuideSets,
     counts: Counts,
     size: int,
     seed: int,
@@ -158,7 +159,9 @@ def prepare(
     return audit
 
 
-def _check(sources: Sequence[Source], guides: GuideSource, counts: Counts, classes: Sequence[str], leaks: str) -> None:
+def _check(
+    sources: Sequence[Source], guides: GuideSource | GuideSets, counts: Counts, classes: Sequence[str], leaks: str
+) -> None:
     named = {guides.label, *counts}
     for source in sources:
         named |= {source.label} if isinstance(source, FolderSource) else set(source.labels.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,42 @@ CROPS = ((1.0, 0.5, 0.5), *((share, y, x) for share in (0.9, 0.8) for y in (0.0,
 TURNS = tuple((mirrored, quarter) for mirrored in (False, True) for quarter in range(4))
 BLANK = 1e-3  # a thumbnail with less contrast than this, in grey levels, resembles nothing
 
+View = tuple[tuple[float, float, float], tuple[bool, int]]  # a crop's share and place, and a turn
+VIEWS: tuple[View, ...] = tuple((crop, turn) for crop in CROPS for turn in TURNS)
+
+
+def views_of(image: Pixels) -> list[Pixels]:
+    """Return a picture's flips, quarter turns and crops down to 80%, in the order of VIEWS; the first is itself."""
+    return [view_of(image, view) for view in VIEWS]
+
+
+def view_of(image: Pixels, view: View) -> Pixels:
+    """Return one view of a picture: uint8 (S, S, 3) -> uint8 (s, s, 3), s <= S."""
+    (share, down, right), (mirrored, quarter) = view
+    side = round(image.shape[0] * share)
+    top, left = (round((image.shape[0] - side) * place) for place in (down, right))
+    part = image[top : top + side, left : left + side]
+    return np.rot90(part[:, ::-1] if mirrored else part, quarter)
+
+
+def name_of(view: View) -> str:
+    """Return a view in words: "mirrored, turned 90, 80% crop"."""
+    (share, _, _), (mirrored, quarter) = view
+    parts = ["mirrored"] * mirrored + [f"turned {90 * quarter}"] * (quarter > 0)
+    parts += [f"{share:.0%} crop"] * (share < 1)
+    return ", ".join(parts) or "as it is"
+
+
+def details(images: Sequence[Pixels]) -> NDArray[np.float64]:
+    """Return thumbnails' luminance without shading, as unit vectors: float64 (N, GRID * GRID).
+
+    Their products are correlations: two pictures of like skin share their shading, only copies share their details.
+
+    Args:
+        images: uint8 (H, W, 3) each, of any size.
+    """
+    return np.stack([_details(image) for image in images])
+
 
 @dataclass(frozen=True)
 class Nearest:
@@ -28,10 +65,7 @@ class Nearest:
 
 
 def nearest_guides(candidates: Pixels, guides: Pixels) -> list[Nearest]:
-    """Return for each candidate the most similar guide under flips, quarter turns and crops down to 80%.
-
-    Luminance is reduced to thumbnails, shading is subtracted, and what is left is correlated: two pictures of like skin
-    share their shading, only copies share their details.
+    """Return for each candidate the guide whose details correlate most, under all views.
 
     Args:
         candidates: uint8 (N, S, S, 3).
@@ -39,14 +73,13 @@ def nearest_guides(candidates: Pixels, guides: Pixels) -> list[Nearest]:
     """
     if not len(guides):
         raise ValueError("similarity needs at least one guide to compare with; there is none")
-    names = [_name(crop, turn) for crop in CROPS for turn in TURNS]
-    views = np.stack([_details(_view(guide, crop, turn)) for guide in guides for crop in CROPS for turn in TURNS])
+    views = details([view for guide in guides for view in views_of(guide)])
     nearest = []
     for image in candidates:
         similarity = views @ _details(image)  # (G * views,)
         best = int(similarity.argmax())
-        guide, view = divmod(best, len(names))
-        nearest.append(Nearest(guide, float(similarity[best]), names[view]))
+        guide, view = divmod(best, len(VIEWS))
+        nearest.append(Nearest(guide, float(similarity[best]), name_of(VIEWS[view])))
     return nearest
 
 
@@ -66,15 +99,6 @@ def _root_mean_square(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.sqrt(means)
 
 
-def _view(image: Pixels, crop: tuple[float, float, float], turn: tuple[bool, int]) -> Pixels:
-    share, down, right = crop
-    side = round(image.shape[0] * share)
-    top, left = (round((image.shape[0] - side) * place) for place in (down, right))
-    part = image[top : top + side, left : left + side]
-    mirrored, quarter = turn
-    return np.rot90(part[:, ::-1] if mirrored else part, quarter)
-
-
 def _details(image: Pixels) -> NDArray[np.float64]:
     """Return the thumbnail's luminance without shading, as a unit vector: uint8 (H, W, 3) -> float64 (GRID * GRID,)."""
     picture = Image.fromarray(np.ascontiguousarray(image)).convert("L").convert("F")
@@ -83,10 +107,3 @@ def _details(image: Pixels) -> NDArray[np.float64]:
     details = (details - details.mean()).ravel()
     length = float(np.linalg.norm(details))
     return details / length if length > BLANK * GRID else np.zeros_like(details)
-
-
-def _name(crop: tuple[float, float, float], turn: tuple[bool, int]) -> str:
-    mirrored, quarter = turn
-    parts = ["mirrored"] * mirrored + [f"turned {90 * quarter}"] * (quarter > 0)
-    parts += [f"{crop[0]:.0%} crop"] * (crop[0] < 1)
-    return ", ".join(parts) or "as it is"

@@ -1,7 +1,8 @@
-"""What is asked for: prompts from templates, balanced over attributes."""
+"""What is asked for: prompts from templates, balanced over attributes, or as a user wrote them."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import string
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,16 @@ class Prompt:
     negative: str = ""
     attributes: Mapping[str, str] = field(default_factory=dict)
     background: str = ""  # image_id; empty: from noise
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a file of prompts."""
+
+    prompt: str
+    negative: str
+    variants: int
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 def expand(
@@ -97,3 +108,38 @@ def _prompt(template: str, values: Mapping[str, str], negative: str, background:
             f"has {sorted(values)}"
         )
     return Prompt(template.format(**values), negative, {name: values[name] for name in fields}, background)
+
+
+def written(rows: Sequence[Row], backgrounds: Manifest | None, seed: int) -> list[Prompt]:
+    """Return the prompts of a file, each as often as it has variants.
+
+    With backgrounds, a prompt that names a skin tone or body part starts from pictures with them only; each fitting
+    picture is used once before one is used twice.
+
+    Raises:
+        ValueError: no background fits a prompt.
+    """
+    prompts = []
+    for row in rows:
+        if backgrounds is None:
+            prompts += [Prompt(row.prompt, row.negative, row.attributes)] * row.variants
+            continue
+        names = _fitting(row, backgrounds).column("image_id")
+        # By the prompt and not by its place in the file: another file with it in makes the same images of it.
+        key = int(hashlib.sha256(f"{row.prompt}\n{row.negative}".encode()).hexdigest()[:12], 16)
+        for variant in range(row.variants):
+            lap, place = divmod(variant, len(names))
+            order = np.random.default_rng([seed, BACKGROUND, key, lap]).permutation(len(names))
+            prompts.append(Prompt(row.prompt, row.negative, row.attributes, names[order[place]]))
+    return prompts
+
+
+def _fitting(row: Row, backgrounds: Manifest) -> Manifest:
+    wanted = {key: row.attributes[key] for key in FROM_BACKGROUND if key in row.attributes}
+    fitting = backgrounds.where(None, **wanted)
+    if not len(fitting):
+        raise ValueError(
+            f"generate.prompts: no real training image of another class has {wanted or 'a place for it'}, which "
+            f"{row.prompt!r} is to start from; give some their skin tone and body part, or use generate=noise"
+        )
+    return fitting

@@ -28,8 +28,12 @@ class Missing:
 
 
 def missing(candidates: Manifest, current: Mapping[Key, Event], policy: PhysicianPolicy) -> Missing:
-    """Return what is missing of the decisions on `candidates`. Repeats and real images are not waited for."""
+    """Return what is missing of the decisions on `candidates`.
+
+    Repeats and real images are not waited for, nor what was rejected before: a copy of a guide comes to no reader.
+    """
     votes, settled = votes_of(current), _settled(current)
+    candidates = undecided(candidates)
     lacking = [max(0, policy.reads - len(votes.get(record.sha256, []))) for record in candidates]
     disputes = [
         record for record in candidates
@@ -38,8 +42,15 @@ def missing(candidates: Manifest, current: Mapping[Key, Event], policy: Physicia
     return Missing(sum(lacking), sum(map(bool, lacking)), len(disputes) if policy.rule == "adjudicated" else 0)
 
 
+def undecided(candidates: Manifest) -> Manifest:
+    """Return the candidates that readers decide on: all but those that the memorisation gate rejected."""
+    return candidates.where(decision="")
+
+
 def export(candidates: Manifest, current: Mapping[Key, Event], policy: PhysicianPolicy) -> Manifest:
     """Return the candidates, each with decision, reason and the names of those who decided.
+
+    What was rejected before stays so, whatever readers said of it in an earlier round.
 
     Args:
         candidates: all of them decided on; see `missing`.
@@ -53,7 +64,7 @@ def export(candidates: Manifest, current: Mapping[Key, Event], policy: Physician
     if lacking.decisions:
         raise ValueError(f"{lacking.decisions} decisions are missing; synthvision stage=review opens the page")
     votes, settled = votes_of(current), _settled(current)
-    accepted = [r for r in candidates if _accepts(votes[r.sha256], settled.get(r.sha256), policy)]
+    accepted = [r for r in undecided(candidates) if _accepts(votes[r.sha256], settled.get(r.sha256), policy)]
     if not accepted:
         raise ValueError(
             f"no candidate is accepted under review.rule={policy.rule}; look at the prompts with the most rejections "
@@ -63,6 +74,8 @@ def export(candidates: Manifest, current: Mapping[Key, Event], policy: Physician
     passed = {record.image_id for record in accepted}
 
     def decided(record: Record) -> dict[str, str]:
+        if record.decision:
+            return {}
         given, judge = votes[record.sha256], settled.get(record.sha256)
         judge = judge if policy.rule == "adjudicated" and is_disputed(given, policy) else None
         names = sorted({vote.reader for vote in [*given, *([judge] if judge else [])]})

@@ -1,16 +1,19 @@
-"""Review without a reviewer: accept what passes automatic checks. No physician has seen these images."""
+"""Review without a reviewer: accept what passes automatic checks. No physician has seen these images.
+
+Copies of guides come here rejected by the memorisation gate, and stay so.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from synthvision.data.images import load_batch
-from synthvision.data.similarity import Nearest, contrast, difference, nearest_guides
+from synthvision.data.similarity import contrast, difference
 from synthvision.manifest import Manifest
 
 REVIEWER = "unattended"
@@ -25,76 +28,87 @@ class UnattendedPolicy:
         ValueError: a value breaks its rule; the message names key, rule and value.
     """
 
-    max_similarity: float  # to any guide, a correlation; above it the image is a near copy
     min_change: float  # root mean square, 1 is black to white: from the picture painted into, or from one colour
-    accept: int  # how many images are wanted; the first that pass are taken
+    accept: int  # how many images are wanted of all sets together; the first that pass are taken
+    per_set: Sequence[int] | None = None  # fewest and most of each of several sets; None: as even as can be
 
     def __post_init__(self) -> None:
-        if not 0 < self.max_similarity <= 1:
-            raise ValueError(f"review.max_similarity must be above 0 and at most 1; it is {self.max_similarity}")
         if not 0 <= self.min_change < 1:
             raise ValueError(f"review.min_change must be at least 0 and below 1; it is {self.min_change}")
         if self.accept < 1:
             raise ValueError(f"review.accept must be at least 1; it is {self.accept}")
+        if self.per_set is not None and (len(self.per_set) != 2 or not 0 <= self.per_set[0] <= self.per_set[1]):
+            raise ValueError(
+                f"review.per_set must be null or [fewest, most], 0 <= fewest <= most; it is {self.per_set}"
+            )
 
 
-def decide(
-    candidates: Manifest, guides: Manifest, policy: UnattendedPolicy, size: int, backgrounds: Manifest | None = None
-) -> Manifest:
-    """Return the candidates, each with decision, reason and the reviewer "unattended".
+def decide(candidates: Manifest, policy: UnattendedPolicy, size: int, backgrounds: Manifest | None = None) -> Manifest:
+    """Return the candidates, each with decision, reason and reviewer: "unattended", or who rejected it before.
 
     Args:
         candidates: in the order in which they are taken.
-        guides: that no candidate may copy.
         policy: the checks.
         size: side at which images are compared, in pixels.
         backgrounds: the real images that painted candidates were painted into.
 
     Raises:
-        ValueError: a painted candidate's background is missing, or fewer than `policy.accept` pass.
+        ValueError: a painted candidate's background is missing, fewer than `policy.accept` pass, or a set has too few.
     """
+    checked = {name: (check, fault) for name, check, fault in _judge(candidates, policy, size, backgrounds)}
+    passing = [record for record in candidates if not checked[record.image_id][1]]
+    left = Counter(_shares(Counter(record.set for record in passing), _known_sets(candidates), policy, checked))
     decisions: dict[str, dict[str, str]] = {}
-    accepted = 0
-    for name, check, fault in _judge(candidates, guides, policy, size, backgrounds):
-        if not fault and accepted >= policy.accept:
+    for record in candidates:
+        check, fault = checked[record.image_id]
+        if not fault and not left[record.set]:
             fault = f"surplus: {policy.accept} were wanted"
-        accepted += not fault
+        left[record.set] -= not fault
         values = {"decision": "reject" if fault else "accept", "reason": fault or f"passed: {check}"}
-        decisions[name] = values | {"reviewer": REVIEWER}
-    if accepted < policy.accept:
-        reasons = Counter(values["reason"].split(":")[0] for values in decisions.values())
-        raise ValueError(
-            f"review.accept={policy.accept} images are wanted, but only {accepted} of {len(candidates)} candidates "
-            f"pass ({dict(reasons)}); raise generate.candidates, or look at the candidates before changing "
-            f"review.max_similarity={policy.max_similarity} or review.min_change={policy.min_change}"
-        )
+        decisions[record.image_id] = {} if record.decision == "reject" else values | {"reviewer": REVIEWER}
     return candidates.with_values(lambda record: decisions[record.image_id])
 
 
+def _known_sets(candidates: Manifest) -> list[str]:
+    return list(dict.fromkeys(candidates.column("set")))
+
+
+def _shares(
+    passing: Mapping[str, int], sets: Sequence[str], policy: UnattendedPolicy, checked: Mapping[str, tuple[str, str]]
+) -> dict[str, int]:
+    """Return how many of each set are accepted: `policy.accept` in all, as evenly as those that pass allow."""
+    fewest, most = policy.per_set or (0, policy.accept)
+    short = {name: passing[name] for name in sets if passing[name] < fewest}
+    room = {name: min(passing[name], most) for name in sets}
+    if short or sum(room.values()) < policy.accept:
+        reasons = Counter(fault.split(":")[0].split(" of ")[0] for _, fault in checked.values() if fault)
+        wanted = f"review.per_set={list(policy.per_set)}: " if policy.per_set else ""
+        raise ValueError(
+            f"{wanted}review.accept={policy.accept} images are wanted, but only {sum(passing.values())} of "
+            f"{len(checked)} candidates pass ({dict(reasons)}; by set {dict(passing)}); raise generate.candidates, or "
+            f"look at the candidates before changing review.min_change={policy.min_change}"
+        )
+    shares = dict.fromkeys(sets, 0)
+    while sum(shares.values()) < policy.accept:  # one more for the set that has fewest and still has some
+        open_sets = [name for name in sets if shares[name] < room[name]]
+        shares[min(open_sets, key=lambda name: shares[name])] += 1
+    return shares
+
+
 def _judge(
-    candidates: Manifest, guides: Manifest, policy: UnattendedPolicy, size: int, backgrounds: Manifest | None
+    candidates: Manifest, policy: UnattendedPolicy, size: int, backgrounds: Manifest | None
 ) -> Iterator[tuple[str, str, str]]:
     """Yield image_id, what was measured, and the fault or an empty string."""
-    templates = load_batch(guides, size)
     for start in range(0, len(candidates), BLOCK):
         block = Manifest(candidates.records[start : start + BLOCK], candidates.root)
-        images = load_batch(block, size)
-        changes = _changes(block, images, size, backgrounds)
-        for record, change, near in zip(block, changes, nearest_guides(images, templates), strict=True):
-            guide = guides.records[near.guide].image_id
-            measured = f"change {change:.3f}, similarity {near.similarity:.2f} to guide {guide}"
-            yield record.image_id, measured, _fault(float(change), near, guide, policy)
-
-
-def _fault(change: float, near: Nearest, guide: str, policy: UnattendedPolicy) -> str:
-    if change < policy.min_change:
-        return f"blank: change {change:.3f}, at least {policy.min_change:g} wanted"
-    if near.similarity > policy.max_similarity:
-        return (
-            f"near copy of guide {guide} ({near.transform}): similarity {near.similarity:.2f}, "
-            f"at most {policy.max_similarity:g} allowed"
-        )
-    return ""
+        changes = _changes(block, load_batch(block, size), size, backgrounds)
+        for record, change in zip(block, changes.tolist(), strict=True):
+            fault = f"blank: change {change:.3f}, at least {policy.min_change:g} wanted"
+            if record.decision == "reject":
+                fault = record.reason or "rejected before"
+            elif change >= policy.min_change:
+                fault = ""
+            yield record.image_id, f"change {change:.3f}", fault
 
 
 def _changes(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from synthvision.manifest import Manifest
 from synthvision.review.desk import Desk
+from synthvision.review.export import undecided
 from synthvision.review.findings import findings
 from synthvision.review.policy import PhysicianPolicy
 from synthvision.review.queue import Material
@@ -63,7 +64,11 @@ def read(session: Session, study: Study, before: Mapping[str, Path], say: Callab
         if session.action == "verify":
             say(f"{head.count} decisions and undos, chain unbroken, last hash {head.hash}")
             return
-        desk = _desk(study, before, store)
+        candidates = Manifest.read(before["generate"] / MANIFEST, study.folder)
+        copies = len(candidates) - len(undecided(candidates))
+        if copies:
+            say(f"{copies} candidates are copies of guides and not shown; see nearest_pairs.png beside them")
+        desk = _desk(study, undecided(candidates), before, store)
         folder = Path(session.folder)
         if session.action == "export":
             number = write_sheet(folder, desk, session.reader)
@@ -74,13 +79,13 @@ def read(session: Session, study: Study, before: Mapping[str, Path], say: Callab
             serve(desk, Address(session.host, session.port, session.names), say)
 
 
-def _desk(study: Study, before: Mapping[str, Path], store: Store) -> Desk:
+def _desk(study: Study, candidates: Manifest, before: Mapping[str, Path], store: Store) -> Desk:
     policy, disease = study.review, study.disease
     assert isinstance(policy, PhysicianPolicy)  # pipeline.py reads under no other policy
     real = Manifest.read(before["prepare"] / MANIFEST, study.folder)
     guides = real.where(split="guide")
     material = Material(
-        candidates=Manifest.read(before["generate"] / MANIFEST, study.folder),
+        candidates=candidates,
         guides=guides,
         real=real.where(split="val", label=disease.positive),
         policy=policy,

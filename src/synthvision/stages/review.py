@@ -37,7 +37,7 @@ def run_review(given: Context) -> Result:
 
 def _unattended(given: Context, policy: UnattendedPolicy) -> Result:
     real, candidates = given.manifest("prepare"), given.manifest("generate")
-    decided = decide(candidates, real.where(split="guide"), policy, given.study.dataset.size, real)
+    decided = decide(candidates, policy, given.study.dataset.size, real)
     decided.write(given.out / MANIFEST)
     return _result(decided, {}, [given.out / MANIFEST])
 
