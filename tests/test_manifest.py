@@ -50,7 +50,7 @@ def test_csv_keeps_every_value(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("manifest 1", "manifest 2", "first line"),
+        ("manifest 2", "manifest 1", "first line"),
         ("image_id,path", "path,image_id", "columns must be"),
         (",lesion,real", ",lesion,unreal", "origin must be"),
     ],

@@ -19,22 +19,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from synthvision.artifact import WORK, write_json, write_text
+from synthvision.data.decoding import Pixels, decode_file, read_file
 from synthvision.data.images import (
-    Pixels,
-    UnusableImage,
-    decode,
     encode_png,
     fit,
-    read_file,
     require_content,
     thumbnail,
 )
 from synthvision.data.intake import FolderSource, Found, GuideSource, TableSource
 from synthvision.data.leakage import Leak, LeakError, find_leaks
+from synthvision.data.masks import prepared_mask
 from synthvision.data.splits import Counts, ShortageError, split
+from synthvision.data.unusable import UnusableImage
 from synthvision.manifest import Manifest, Record
 
 Source = FolderSource | TableSource
+MASK_END = ".mask.png"
 LEAK_RULES = ("stop", "drop")
 
 
@@ -192,13 +192,13 @@ class _Reader:
 
     def item(self, found: Found, split: str = "") -> _Item:
         data = read_file(found.file)
-        pixels = decode(data)
-        require_content(pixels)
-        values = dict(found.values)
+        decoded = decode_file(data)
+        require_content(decoded.pixels)
+        values = {"patient": decoded.patient, **found.values}
         image_id = f"{_slug(values['label'])}-{hashlib.sha256(data).hexdigest()[:12]}"
-        if values.get("patient"):
+        if values["patient"]:
             values["patient"] = hashlib.sha256(f"{self.seed}:{values['patient']}".encode()).hexdigest()[:12]
-        png = encode_png(fit(pixels, self.size))
+        png = encode_png(fit(decoded.pixels, self.size))
         (self.work / f"{image_id}.png").write_bytes(png)
         record = Record(
             image_id=image_id,
@@ -206,10 +206,25 @@ class _Reader:
             sha256=hashlib.sha256(png).hexdigest(),
             origin="real",
             split=split,
+            mask=self.mask(image_id, found, decoded.pixels),
+            conversions="; ".join(decoded.conversions),
             **values,
         )
-        digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-        return _Item(record, found.file, digest, thumbnail(pixels))
+        digest = hashlib.sha256(repr(decoded.pixels.shape).encode() + decoded.pixels.tobytes()).hexdigest()
+        return _Item(record, found.file, digest, thumbnail(decoded.pixels))
+
+    def mask(self, image_id: str, found: Found, pixels: Pixels) -> str:
+        """Write the image's mask, if it has one, and return its path; a mask that cannot be used is left out."""
+        if found.mask is None:
+            return ""
+        try:
+            png = encode_png(prepared_mask(read_file(found.mask), pixels.shape, self.size))
+        except UnusableImage as error:
+            self.left.append(_Left(image_id, found.mask, "mask", str(error)))
+            return ""
+        name = f"{image_id}{MASK_END}"
+        (self.work / name).write_bytes(png)
+        return (self.folder / name).as_posix()
 
 
 class _Rate(ProgressColumn):
@@ -290,6 +305,8 @@ def _keep(manifest: Manifest, out: Path) -> Manifest:
     (out / "images").mkdir(parents=True)
     for record in manifest:
         (out / WORK / "images" / f"{record.image_id}.png").replace(manifest.file(record))
+        if record.mask:
+            (out / WORK / "images" / f"{record.image_id}{MASK_END}").replace(manifest.root / record.mask)
     shutil.rmtree(out / WORK)
     return manifest
 
