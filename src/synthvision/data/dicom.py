@@ -16,6 +16,7 @@ from synthvision.data.unusable import UnusableImage
 
 MAGIC = b"DICM"  # at byte 128
 BARE = (b"\x02\x00\x00\x00", b"\x08\x00\x00\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08\x00", b"\x08\x00\x16\x00")
+BURNED_IN = "DICOM says that text is burned into the picture"
 MOST_PIXELS = 89_478_485  # of one frame: Pillow's own limit
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings quote tags, and a tag may name a patient
@@ -71,7 +72,7 @@ def decode(data: bytes) -> Frame:
         notes += note
         pixels = np.repeat(grey[:, :, None], 3, axis=2)
     if str(dataset.get("BurnedInAnnotation", "")).upper() == "YES":
-        notes.append("DICOM says that text is burned into the picture")
+        notes.append(BURNED_IN)
     facts: dict[str, str | float] = {
         "format": "DICOM", "mode": photometric, "width": width, "height": height, "frames": frames,
         "quality": "", "camera": "", "taken": "",

@@ -62,22 +62,28 @@ class Pairs:
         return zip(self.first.tolist(), self.second.tolist(), self.similarity.tolist(), strict=True)
 
 
-def near_duplicates(thumbs: Pixels) -> Pairs:
-    """Return the pairs that show the same: grey thumbnails uint8 (N, THUMB, THUMB), which may be memory-mapped."""
-    if len(thumbs) < 2:
+def near_duplicates(thumbs: Pixels, rows: Indices | None = None) -> Pairs:
+    """Return the pairs that show the same.
+
+    Args:
+        thumbs: grey thumbnails uint8 (N, THUMB, THUMB), which may be memory-mapped.
+        rows: those that are meant, in the order of the pairs' numbers; None means all.
+    """
+    pictures = _Pictures(thumbs, np.arange(len(thumbs)) if rows is None else rows)
+    if len(pictures) < 2:
         none = np.empty(0, dtype=np.int64)
         return Pairs(none, none, np.empty(0, dtype=np.float32))
-    describe = _Describer(thumbs)
-    plain = describe(thumbs, 0, WHOLE)
-    find = _compare_all if len(thumbs) <= ALL_PAIRS else _Tables(plain).find
+    describe = _Describer(pictures)
+    plain = describe(0, WHOLE)
+    find = _compare_all if len(pictures) <= ALL_PAIRS else _Tables(plain).find
     found = []
     for view, crop in product(range(8), LOOKED_FOR):
-        asked = describe(thumbs, view, crop)
+        asked = describe(view, crop)
         first, second = find(plain, asked)
         cosine = np.einsum("ij,ij->i", asked[first], plain[second])
         found.append((np.stack([first, second, np.full(len(first), view)], axis=1), cosine))
     candidates, cosines = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return _confirmed(thumbs, _likeliest(candidates, cosines))
+    return _confirmed(pictures, _likeliest(candidates, cosines))
 
 
 def _likeliest(candidates: Indices, cosines: Floats) -> Indices:
@@ -117,28 +123,44 @@ def _view(images: NDArray[np.generic], view: int) -> NDArray[np.generic]:
     return np.flip(turned, axis=2) if view >= 4 else turned
 
 
+@dataclass(frozen=True)
+class _Pictures:
+    """Some rows of an array that need not fit into memory."""
+
+    thumbs: Pixels
+    rows: Indices
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Indices | slice) -> Pixels:
+        return np.asarray(self.thumbs[self.rows[index]])
+
+
 class _Describer:
     """Low frequencies of pictures, of unit length, whitened over a set and all its flips and turns."""
 
-    def __init__(self, thumbs: Pixels) -> None:
-        every = max(1, len(thumbs) // 5000)  # a sample tells what pictures have in common
-        sample = np.concatenate([_frequencies(thumbs[::every], view, WHOLE) for view in range(8)])
+    def __init__(self, pictures: _Pictures) -> None:
+        self.pictures = pictures
+        every = max(1, len(pictures) // 5000)  # a sample tells what pictures have in common
+        few = _Pictures(pictures.thumbs, pictures.rows[::every])
+        sample = np.concatenate([_frequencies(few, view, WHOLE) for view in range(8)])
         self.mean = sample.mean(axis=0)
         values, vectors = np.linalg.eigh(np.cov((sample - self.mean).T))
         self.whiten = vectors / np.sqrt(values + SHRINK * values.mean() + 1e-12) @ vectors.T
 
-    def __call__(self, thumbs: Pixels, view: int, crop: Crop) -> Floats:
+    def __call__(self, view: int, crop: Crop) -> Floats:
         """Return float32 (N, LOW² - 1), of unit length."""
-        white = (_frequencies(thumbs, view, crop) - self.mean) @ self.whiten
+        white = (_frequencies(self.pictures, view, crop) - self.mean) @ self.whiten
         return _unit(white).astype(np.float32)
 
 
-def _frequencies(thumbs: Pixels, view: int, crop: Crop) -> Floats:
+def _frequencies(pictures: _Pictures, view: int, crop: Crop) -> Floats:
     down, right = _resampling(crop[0], crop[1], FINE), _resampling(crop[0], crop[2], FINE)
     down, right = _cosines() @ down, _cosines() @ right  # (LOW, THUMB): resample, then transform
     parts = []
-    for start in range(0, len(thumbs), BLOCK):
-        turned = _view(np.asarray(thumbs[start : start + BLOCK]), view).astype(np.float32)
+    for start in range(0, len(pictures), BLOCK):
+        turned = _view(pictures[start : start + BLOCK], view).astype(np.float32)
         parts.append((down @ turned @ right.T).reshape(len(turned), LOW * LOW)[:, 1:])
     return _unit(np.concatenate(parts), BLANK)
 
@@ -221,11 +243,11 @@ def _members(places: Indices, codes: Indices, order: Indices) -> tuple[Indices, 
     return rows, order[np.repeat(low, count) + within]
 
 
-def _confirmed(thumbs: Pixels, candidates: Indices) -> Pairs:
+def _confirmed(pictures: _Pictures, candidates: Indices) -> Pairs:
     """Keep the candidates (asked, plain, view) whose fine structure agrees."""
     similarity = np.concatenate(
         [np.empty(0, dtype=np.float32)]
-        + [_agreement(thumbs, candidates[start : start + BLOCK]) for start in range(0, len(candidates), BLOCK)]
+        + [_agreement(pictures, candidates[start : start + BLOCK]) for start in range(0, len(candidates), BLOCK)]
     )
     best: dict[tuple[int, int], float] = {}
     for (i, j, _), alike in zip(candidates.tolist(), similarity.tolist(), strict=True):
@@ -237,14 +259,22 @@ def _confirmed(thumbs: Pixels, candidates: Indices) -> Pairs:
     return Pairs(ends[:, 0], ends[:, 1], np.array([best[pair] for pair in pairs], dtype=np.float32))
 
 
-def _agreement(thumbs: Pixels, candidates: Indices) -> Floats:
+def _agreement(pictures: _Pictures, candidates: Indices) -> Floats:
     """Return the largest correlation over crops of either picture, float32 (B,)."""
     asked = np.empty((len(candidates), THUMB, THUMB), dtype=np.float32)
     for view in np.unique(candidates[:, 2]):
         of_view = candidates[:, 2] == view
-        asked[of_view] = _view(thumbs[candidates[of_view, 0]], int(view))
-    plain = thumbs[candidates[:, 1]].astype(np.float32)
-    best = np.full(len(candidates), -1.0, dtype=np.float32)
+        asked[of_view] = _view(pictures[candidates[of_view, 0]], int(view))
+    plain = pictures[candidates[:, 1]].astype(np.float32)
+    best: Floats = (_structure(asked, WHOLE, FINE) * _structure(plain, WHOLE, FINE)).sum(axis=1)
+    open_ = np.nonzero(best < CORRELATION)[0]  # the others are copies as they are
+    if len(open_):
+        best[open_] = np.maximum(best[open_], _agreement_of_crops(asked[open_], plain[open_]))
+    return best
+
+
+def _agreement_of_crops(asked: Floats, plain: Floats) -> Floats:
+    best = np.full(len(asked), -1.0, dtype=np.float32)
     for one, other in ((asked, plain), (plain, asked)):
         whole = _structure(other, WHOLE, COARSE)
         rough = np.stack([(_structure(one, crop, COARSE) * whole).sum(axis=1) for crop in _crops()])
