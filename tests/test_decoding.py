@@ -146,6 +146,18 @@ def test_half_a_jpeg_with_a_proper_end_is_no_picture() -> None:
         decode_file(half)
 
 
+def test_a_progressive_jpeg_without_its_last_scans_is_no_picture() -> None:
+    """With a proper end it decodes without a warning, blurred."""
+    data = encoded(Image.fromarray(NOISE), "JPEG", quality=90, progressive=True)
+    scans = [place for place in range(len(data)) if data[place : place + 2] == b"\xff\xda"]
+    assert len(scans) > 5
+    decode_file(data)
+    for scan in scans[1:]:
+        tables = data.rindex(b"\xff\xc4", 0, scan)
+        with pytest.raises(UnusableImage, match="scans of the progressive JPEG are missing"):
+            decode_file(data[:tables] + b"\xff\xd9")
+
+
 def test_a_flipped_bit_in_a_png_is_found() -> None:
     data = bytearray(encoded(Image.fromarray(NOISE), "PNG", compress_level=0))
     data[len(data) // 2] ^= 1

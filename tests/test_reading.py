@@ -1,5 +1,6 @@
 """Files are read once, in parallel; none can stop the others, and nothing is half read."""
 
+import hashlib
 import io
 import os
 import time
@@ -124,6 +125,23 @@ def _crash_on_seven(jobs, shelf, seconds):
     if any(file.name == "7.png" for _, file, _ in jobs):
         os.abort()
     return _own_read_chunk(jobs, shelf, seconds)
+
+
+def test_a_decoder_that_cannot_be_interrupted_ends_with_its_process(files, cache, monkeypatch) -> None:
+    monkeypatch.setattr(reading, "_read_chunk", _spin_on_seven)
+    monkeypatch.setattr(reading, "CHUNK", 4)
+    pictures = read_pictures(files[:12], cache, workers=2, seconds=0.3)
+    assert [picture.reason for picture in pictures if not picture.usable] == [CRASHED]
+
+
+def _spin_on_seven(jobs, shelf, seconds):
+    if any(file.name == "7.png" for _, file, _ in jobs):
+        reading.decode_file = _spin
+    return _own_read_chunk(jobs, shelf, seconds)
+
+
+def _spin(_data):
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # computes for minutes, without a look at Python's handlers
 
 
 def test_a_damaged_cache_is_noticed(files: list[Path], cache: ImageCache) -> None:

@@ -37,8 +37,11 @@ FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", *(("HEIF",) if pi_heif e
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SIXTEEN_BIT = 65535
+MOST_BYTES = 1 << 30  # of a file: more would not fit beside others into memory
 STRAY = 64  # bytes between a JPEG's data and its end that cameras leave; more means that the data are damaged
 JPEG_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # Pillow's name -> libjpeg-turbo's
+MARKER, PROGRESSIVE, SCAN, END_OF_IMAGE, COEFFICIENTS = 0xFF, 0xC2, 0xDA, 0xD9, 64  # of JPEG
+NEXT_SEGMENT = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)  # stuffed bytes and restarts are no segments
 SRGB = ImageCms.createProfile("sRGB")
 
 
@@ -146,7 +149,28 @@ def _jpeg(data: bytes, space: str) -> tuple[Pixels | None, list[str]]:
         if "nsupported" in str(error):
             return None, ["decoded without the strict check"]
         raise UnusableImage(f"damaged: {error}") from error
+    _check_scans(data)
     return (None if space == "CMYK" else pixels), []
+
+
+def _check_scans(data: bytes) -> None:
+    """Check that a progressive JPEG has all its scans: after some of them it looks whole, only blurred."""
+    place, open_bits = 2, {}
+    while place + 4 <= len(data) and data[place] == MARKER and data[place + 1] != END_OF_IMAGE:
+        kind, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        segment = data[place + 4 : place + 2 + length]
+        place += 2 + length
+        if kind == PROGRESSIVE:
+            open_bits = {segment[6 + 3 * each]: [1] * COEFFICIENTS for each in range(segment[5])}
+        if kind == SCAN:
+            first, last, bit = segment[-3], segment[-2], segment[-1] & 15  # of the coefficients; 0: nothing is missing
+            for component in segment[1 : 1 + 2 * segment[0] : 2]:
+                if component in open_bits:
+                    open_bits[component][first : last + 1] = [bit] * (last + 1 - first)
+            following = NEXT_SEGMENT.search(data, place)
+            place = following.start() if following else len(data)
+    if any(any(bits) for bits in open_bits.values()):
+        raise UnusableImage("damaged: scans of the progressive JPEG are missing")
 
 
 def _check_png(data: bytes) -> None:
@@ -236,6 +260,9 @@ def read_file(path: Path) -> bytes:
         UnusableImage: there is no such file, or it cannot be read.
     """
     try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise UnusableImage(f"too large: {size >> 20} MiB, {MOST_BYTES >> 20} allowed")
         return path.read_bytes()
     except OSError as error:
         # strerror, not str(error): the latter carries the path

@@ -6,7 +6,6 @@ worker process with it; the files that were under way are then read one by one u
 
 from __future__ import annotations
 
-import faulthandler
 import hashlib
 import multiprocessing
 import os
@@ -184,15 +183,14 @@ def _limited(file: Path, row: int, shelf: Shelf, seconds: float) -> tuple[Pictur
         return read_picture(file, row, shelf), place
     signal.signal(signal.SIGALRM, _interrupt)
     signal.setitimer(signal.ITIMER_REAL, seconds)
-    with Path(os.devnull).open("w") as nowhere:
-        faulthandler.dump_traceback_later(2 * seconds, exit=True, file=nowhere)
-        try:
-            return read_picture(file, row, shelf), place
-        except _TooLongError:
-            return Picture("", reason=f"took longer than {seconds:g} s to decode"), place
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            faulthandler.cancel_dump_traceback_later()
+    signal.setitimer(signal.ITIMER_VIRTUAL, 2 * seconds)  # of computing; nobody handles it, so it ends the process
+    try:
+        return read_picture(file, row, shelf), place
+    except _TooLongError:
+        return Picture("", reason=f"took longer than {seconds:g} s to decode"), place
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
@@ -215,7 +213,7 @@ def read_picture(file: Path, row: int, shelf: Shelf) -> Picture:
     return Picture(
         sha256=sha256,
         row=row,
-        pixels=hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest(),
+        pixels=_digest(pixels),
         height=pixels.shape[0],
         width=pixels.shape[1],
         conversions=decoded.conversions,
@@ -223,6 +221,12 @@ def read_picture(file: Path, row: int, shelf: Shelf) -> Picture:
         patient=patient_hash(decoded.patient, shelf.salt),
         checksum=shelf.write(row, fit(pixels, shelf.size), thumbnail(pixels)),
     )
+
+
+def _digest(pixels: Pixels) -> str:
+    digest = hashlib.sha256(repr(pixels.shape).encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
 
 
 def thumbnail(pixels: Pixels) -> Pixels:
