@@ -8,6 +8,7 @@ import torch
 from backbones import KINDS, SIDE, config, make, save
 from diffusers import DDPMScheduler, DiffusionPipeline
 
+from synthvision.diffusion import backbone as backbones_module
 from synthvision.diffusion.backbone import BackboneConfig, load
 
 
@@ -136,10 +137,20 @@ def test_an_unreachable_hub_says_what_to_download(monkeypatch):
         load(wanted)
 
 
-def test_weights_of_the_other_family_are_refused(tmp_path):
-    save("sdxl", tmp_path / "sdxl")
-    with pytest.raises(ValueError, match=r"backbone\.family is 'sd'"):
-        load(replace(config("sdxl", tmp_path / "sdxl"), family="sd"))
+@pytest.mark.parametrize(("kind", "family"), [("sdxl", "sd"), ("sd21", "sdxl")])
+def test_weights_of_the_other_family_are_refused_before_they_are_read(kind, family, tmp_path, monkeypatch):
+    save(kind, tmp_path / kind)
+    monkeypatch.setattr(backbones_module, "_load_part", None)  # reading weights would fail otherwise
+    with pytest.raises(ValueError, match=rf"backbone\.family is '{family}'.* reads texts of width \d+"):
+        load(replace(config(kind, tmp_path / kind), family=family))
+
+
+def test_parts_of_different_models_are_refused(tmp_path):
+    save("sd15", tmp_path / "mixed")
+    file = tmp_path / "mixed" / "text_encoder" / "config.json"
+    file.write_text(file.read_text().replace('"hidden_size": 16', '"hidden_size": 24'))
+    with pytest.raises(ValueError, match="the UNet reads texts of width 16, but that of text_encoder is 24"):
+        load(config("sd15", tmp_path / "mixed"))
 
 
 def test_a_resolution_that_does_not_fit_the_model_is_refused(kind, folder):

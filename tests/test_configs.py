@@ -58,7 +58,7 @@ def test_file_says_what_it_is(name: str) -> None:
 
 
 def test_stages_are_those_of_the_pipeline() -> None:
-    names = {OmegaConf.load(file).name: file.stem for file in (CONF / "stage").glob("*.yaml")}
+    names = {composed(f"stage={file.stem}").stage.name: file.stem for file in (CONF / "stage").glob("*.yaml")}
     assert names == {name: name for name in (*STAGES, "pipeline", "pretrain", "ui")}
 
 
@@ -66,7 +66,8 @@ def test_stages_are_those_of_the_pipeline() -> None:
 def test_a_choice_on_the_command_line_beats_the_experiment(name: str) -> None:
     config, group = composed("experiment=hpv", option(name)), name.split("/")[0]
     file = OmegaConf.load(CONF / f"{name}.yaml")
-    chosen = config if group == "arm" else config[group]  # an arm may change several groups
+    file.pop("defaults", None)
+    chosen = config if name == "stage/review" or group == "arm" else config[group]  # they may change several groups
     assert OmegaConf.merge(chosen, file) == chosen
 
 
@@ -81,6 +82,18 @@ def test_the_experiment_beats_the_defaults_and_the_arm_beats_both() -> None:
     assert composed("experiment=mpox").generate.candidates == 1600
 
 
+def test_the_review_page_is_for_physicians_unless_told_otherwise() -> None:
+    assert composed("stage=review").review._target_.endswith("PhysicianPolicy")
+    assert composed("stage=review", "experiment=mpox").review.accept == 1000
+    assert composed("stage=review", "review=unattended").review._target_.endswith("UnattendedPolicy")
+    assert composed("stage=classify").review._target_.endswith("UnattendedPolicy")
+
+
+def test_every_arm_can_be_reviewed_by_physicians() -> None:
+    for file in (CONF / "arm").glob("*.yaml"):
+        cli.study_of(composed("review=physician", f"arm={file.stem}"))
+
+
 def test_papers_recipes() -> None:
     hpv, mpox = composed("experiment=hpv"), composed("experiment=mpox")
     steps = (hpv.dreambooth.unet_steps, hpv.dreambooth.unet_lr, hpv.dreambooth.text_steps, hpv.dreambooth.text_lr)
@@ -93,6 +106,14 @@ def test_papers_recipes() -> None:
     }
     model = mpox.classifier.model
     assert (model.image_size, model.hidden, mpox.classifier.batch_size) == (384, 128, 32)
+    assert (mpox.classifier.schedule, mpox.classifier.stop_after is None) == ("plateau", False)
+    used = {name for name, value in mpox.classifier.augment.items() if name != "_target_" and value}
+    assert used == {"rotation", "brightness"}
+    off = {"class_weights": None, "mixup": 0, "cutmix": 0, "ema": 0, "layer_decay": 1, "frozen_layers": 0,
+           "gradient_clip": None, "label_smoothing": 0, "warmup_epochs": 0, "samples_per_epoch": None}  # fmt: skip
+    for recipe in (hpv.classifier, mpox.classifier):
+        assert {name: recipe[name] for name in off} == off
+        assert (recipe.model.drop_path, recipe.model.attention_dropout > 0) == (0, True)
     assert [mpox.dataset.counts.other[split] for split in ("train", "val", "test")] == [1000, 150, 100]
 
 

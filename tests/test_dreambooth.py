@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from synthvision.artifact import sha256_file, tree_digest
 from synthvision.data.images import read_rgb, write_png
-from synthvision.diffusion.dreambooth import DreamBooth, DreamBoothConfig, Subject, train
-from synthvision.diffusion.examples import draw_rows, encode
+from synthvision.diffusion.dreambooth import DreamBoothConfig, Subject, train
+from synthvision.diffusion.examples import draw_rows
+from synthvision.diffusion.module import DreamBooth
 from synthvision.manifest import Manifest, Record
 
 SUBJECT = Subject("sks", "skin, sks spots", "skin, spots")
@@ -177,7 +178,7 @@ def test_the_control_is_the_base_itself(guides, weights, tmp_path):
 def test_without_prior_no_class_image_is_made(guides, weights, tmp_path):
     result = run(make("tiny", weights / "tiny"), guides, replace(CONFIG, prior_weight=0.0), tmp_path)
     assert result.final["prior"] == 0
-    assert not (tmp_path / "work" / "class_images").exists()
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["last.ckpt"]
 
 
 def test_it_learns_the_guides(guides, weights, tmp_path):
@@ -195,11 +196,17 @@ def test_min_snr_changes_the_weights_of_both_halves(guides, weights, tmp_path):
     assert weighted.final["prior"] < plain.final["prior"]
 
 
-def test_mixed_precision_trains_fp32_weights(guides, weights, tmp_path):
+def test_mixed_precision_trains_fp32_weights_that_small_steps_move(guides, weights, tmp_path):
+    """Trap 2: at the HPV paper's rate the weights move, by less than bf16 could tell."""
     backbone = make("tiny", weights / "tiny")
-    result = run(backbone, guides, replace(CONFIG, precision="bf16-mixed"), tmp_path)
+    before = backbone.unet.conv_in.weight.detach().clone()
+    config = replace(CONFIG, precision="bf16-mixed", unet_lr=2e-6, warmup_steps=0, weight_decay=0.0)
+    result = run(backbone, guides, config, tmp_path)
     saved = load_file(result.weights / "unet" / "diffusion_pytorch_model.safetensors")
     assert {value.dtype for value in saved.values()} == {torch.float32}
+    after = saved["conv_in.weight"]
+    assert (after != before).float().mean() > 0.95
+    assert (after.bfloat16() == before.bfloat16()).float().mean() > 0.9
 
 
 def test_a_lost_number_stops_the_run_and_keeps_the_last_checkpoint(guides, weights, tmp_path, monkeypatch):
@@ -223,17 +230,6 @@ def test_draws_visit_all_before_any_twice_and_depend_on_the_step_alone():
     assert rows.view(6, 7).sort(dim=1).values.tolist() == [list(range(7))] * 6
     assert torch.equal(draw_rows(7, 3, 9, 5, 1), rows[27:30])
     assert not torch.equal(rows[:7], rows[7:14])
-
-
-def test_examples_keep_the_caption_of_each_picture_and_hold_all_eight_views(weights):
-    backbone = make("sd15", weights / "sd15")
-    images = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), dtype=np.uint8)
-    examples = encode(backbone, images, ["b", "a"], ["a", "b"], 8)
-    assert examples.prompt.tolist() == [1] * 8 + [0] * 8
-    turned = torch.from_numpy(np.ascontiguousarray(np.rot90(images[1], 3)))[None].permute(0, 3, 1, 2) / 127.5 - 1
-    expected = backbone.encode_images(turned).mean
-    assert min((examples.latents.mean[8:] - expected).abs().amax(dim=(1, 2, 3))) < 1e-4
-    assert len({value.numpy().tobytes() for value in examples.latents.mean}) == 16
 
 
 def test_a_caption_names_the_subject_once():

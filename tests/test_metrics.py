@@ -5,7 +5,7 @@ import pytest
 from sklearn import metrics as sk
 
 from synthvision.evaluation import metrics
-from synthvision.evaluation.evaluate import evaluate
+from synthvision.evaluation.evaluate import Choices, evaluate
 from synthvision.manifest import Manifest, Record
 from synthvision.predictions import Predictions
 
@@ -169,6 +169,45 @@ def test_evaluate_does_not_mind_the_order_of_the_predictions():
     first, second = (evaluate(each, manifest, 0.5, "HPV", draws=50) for each in (predictions, turned))
     assert first.confusion == second.confusion
     assert first.subgroups == second.subgroups
+
+
+def test_three_classes_have_macro_measures_and_a_temperature_changes_no_decision():
+    given = study(MPOX, ("M-pox", "Normal", "Other"))
+    cold = evaluate(*given, threshold=0.5, positive="M-pox", draws=200)
+    warm = evaluate(*given, threshold=0.5, positive="M-pox", draws=200, choices=Choices(temperature=3.0))
+    sensitivities = [each.estimates["sensitivity"].value for each in cold.per_class]
+    assert cold.macro["sensitivity"].value == pytest.approx(np.mean(sensitivities))
+    assert cold.macro["auc"].low <= cold.macro["auc"].value <= cold.macro["auc"].high
+    assert cold.macro["f1"].value == cold.estimates["macro_f1"].value
+    assert (warm.confusion, warm.estimates) == (cold.confusion, cold.estimates)
+    assert warm.reliability[0] == cold.reliability[0]
+    assert warm.reliability[1] != cold.reliability[1]
+
+
+def test_any_column_and_pairs_of_columns_are_subgroups():
+    predictions, manifest = study(HPV, ("HPV", "Normal"))
+    sited = manifest.with_values(lambda r: {"body_part": "arm" if int(r.image_id[1:]) % 3 else "face"})
+    result = evaluate(predictions, sited, 0.5, "HPV", draws=50, choices=Choices(subgroups=("skin_tone", "body_part")))
+    assert {group.value for group in result.subgroups if group.column == "skin_tone and body_part"} == {
+        "fair, arm", "fair, face", "dark, arm", "dark, face"
+    }  # fmt: skip
+    alone = evaluate(predictions, sited, 0.5, "HPV", draws=50, choices=Choices(subgroups=("set",), minimum=80))
+    assert [group.sensitivity for group in alone.subgroups] == [None]
+    assert alone.gaps == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prevalences": [0.0]}, r"evaluate\.prevalences must lie between 0 and 1.*there is 0\.0"),
+        ({"prevalences": [1.0]}, r"evaluate\.prevalences must lie between 0 and 1.*there is 1\.0"),
+        ({"subgroups": ["tone"]}, r"evaluate\.subgroups must be columns of the manifest.*\['tone'\]"),
+        ({"minimum": 0}, r"evaluate\.minimum must be at least 1 image; it is 0"),
+    ],
+)
+def test_choices_that_cannot_be_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        Choices(**change)
 
 
 def test_evaluate_refuses_what_does_not_fit():

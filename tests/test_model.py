@@ -1,8 +1,11 @@
 """The papers' networks layer by layer, the tiny one, and where weights come from."""
 
+from functools import partial
+
 import huggingface_hub.constants
 import pytest
 import torch
+from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file, save_file
 
 from synthvision.classification.model import ModelConfig, as_input, build, load_weights, save_weights
@@ -138,5 +141,28 @@ def test_broken_rules_are_named(change, message):
         ModelConfig(**(TINY | change))
 
 
-def test_input_runs_from_minus_one_to_one():
-    assert as_input(torch.tensor([0.0, 0.5, 1.0])).tolist() == [-1, 0, 1]
+def test_a_vits_input_runs_from_minus_one_to_one_and_others_have_what_they_were_pretrained_with():
+    grey = torch.tensor([0.0, 0.5, 1.0]).expand(1, 3, 1, 3)
+    assert as_input(grey, build(ModelConfig(**SMALL), 2))[0, 1, 0].tolist() == [-1, 0, 1]
+    other = as_input(grey, build(ModelConfig("resnet10t", 64), 2))[0, :, 0, 0]
+    torch.testing.assert_close(other, -torch.tensor([0.485, 0.456, 0.406]) / torch.tensor([0.229, 0.224, 0.225]))
+
+
+def test_weights_of_the_hub_are_pinned_and_their_error_says_what_to_do(monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match=r"weights must be hub:.*commit"):
+        ModelConfig(**SMALL, weights="hub:timm/some_model@main")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ConnectionError, match=r"some_model at a{40}.*set classifier\.model\.weights=/path/to/file"):
+        build(ModelConfig(**SMALL, weights="hub:timm/some_model@" + "a" * 40), 2)
+
+
+def test_pinned_weights_in_the_cache_are_read_from_it(monkeypatch, tmp_path):
+    revision, start = "b" * 40, build(ModelConfig(**SMALL), 5)
+    save_weights(start, tmp_path / "models--timm--mine" / "snapshots" / revision, half=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(
+        "synthvision.classification.model.hf_hub_download", partial(hf_hub_download, cache_dir=tmp_path)
+    )
+    model = build(ModelConfig(**SMALL, weights=f"hub:timm/mine@{revision}"), 2)
+    torch.testing.assert_close(model.cls_token, start.cls_token, rtol=0, atol=0)

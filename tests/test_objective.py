@@ -92,6 +92,48 @@ def test_weights_belong_to_their_own_sample_in_both_halves():
     assert (losses.instance.item(), losses.prior.item()) == (1.5, 3.5)
 
 
+def test_a_lesion_s_error_is_divided_by_its_area():
+    """Trap 6: a lesion of one cell and one of nine, each wrong by 1 inside alone, lose the same."""
+    for share in (0.0, 0.3, 1.0):
+        lost = []
+        for cells in (1, 3):
+            mask = torch.zeros(1, 1, 8, 8)
+            mask[..., :cells, :cells] = 1
+            weights = objective.lesion_weights(mask, share)
+            losses = objective.dreambooth_loss(mask.expand(1, 4, 8, 8), torch.zeros(1, 4, 8, 8), 1, 0.0, cells=weights)
+            lost.append(losses.instance.item())
+            assert lost[-1] == pytest.approx((1 - share) * cells**2 / 64 + share)
+        assert share < 1 or lost[0] == pytest.approx(lost[1])
+
+
+def test_a_picture_without_a_mask_counts_evenly():
+    mask = torch.zeros(2, 1, 4, 4)
+    mask[1, :, 0, 0] = 0.25  # a quarter of one cell is lesion
+    weights = objective.lesion_weights(mask, 0.8)
+    assert (weights[0] == 1).all()
+    assert weights[1, 0, 0, 0] == pytest.approx(0.2 + 0.8 * 16)
+    assert weights.mean(dim=(1, 2, 3)).tolist() == pytest.approx([1, 1])
+
+
+def test_offset_noise_adds_one_value_per_picture_and_channel():
+    generator = torch.Generator().manual_seed(3)
+    noise, offset = torch.randn(500, 4, 8, 8, generator=generator), torch.randn(500, 4, generator=generator)
+    shifted = objective.offset_noise(noise, offset, 0.5)
+    torch.testing.assert_close(shifted - noise, (0.5 * offset)[:, :, None, None].expand_as(noise), atol=1e-6, rtol=0)
+    assert shifted.mean(dim=(2, 3)).std().item() == pytest.approx((1 / 64 + 0.25) ** 0.5, rel=0.05)
+
+
+def test_min_snr_is_computed_after_the_rescale_to_zero_terminal_snr():
+    """Trap 3: the weight at the last timestep is that of a ratio of zero, and epsilon cannot be asked there."""
+    rescaled = DDPMScheduler(beta_schedule="scaled_linear", rescale_betas_zero_snr=True).alphas_cumprod
+    plain = DDPMScheduler(beta_schedule="scaled_linear").alphas_cumprod
+    t = torch.tensor([999, 500])
+    weights = [objective.min_snr_weight(t, alphas, 5.0, "v_prediction") for alphas in (rescaled, plain)]
+    assert weights[0][0] == 0
+    assert weights[1][0] > 0
+    assert weights[0][1] != weights[1][1]
+
+
 def test_without_class_images_the_prior_is_zero():
     losses = objective.dreambooth_loss(torch.ones(2, 1, 1, 1), torch.zeros(2, 1, 1, 1), 2, 1.0)
     assert (losses.total.item(), losses.prior.item()) == (1.0, 0.0)

@@ -20,6 +20,7 @@ from synthvision.data.copies import TwoLabelsError
 from synthvision.data.images import read_rgb, write_png
 from synthvision.data.intake import FolderSource, GuideSource, TableSource
 from synthvision.data.leakage import LeakError
+from synthvision.data.masks import write_mask
 from synthvision.data.prepare import UnreadableError, prepare
 from synthvision.data.rules import Rules
 from synthvision.data.splits import ShortageError
@@ -317,11 +318,12 @@ def test_masks_are_prepared_beside_their_images(files: Files, root: Path) -> Non
     for i in range(20):
         write_png(files.image("lesion", i).with_name(f"lesion-{i}_mask.png"), white)
     write_png(files.folder / "guides" / "0.mask.png", white)
-    write_png(files.folder / "guides" / "1.mask.png", white[:20])
+    for i in range(20):
+        write_png(files.image("normal", i).with_name(f"normal-{i}_mask.png"), white[:20])
     manifest = files.prepare(root).manifest
     guides = manifest.where(split="guide")
     assert [bool(record.mask) for record in guides] == [True, False, False]
-    assert [row["what"] for row in left(root)] == ["mask"]
+    assert [row["what"] for row in left(root)] == ["mask"] * 10  # every drawn normal's: of another size than its image
     for record in manifest.where(lambda r: bool(r.mask)):
         mask = read_rgb(root / record.mask)
         assert mask.shape == (16, 16, 3)
@@ -383,3 +385,32 @@ def test_settings_that_contradict_each_other_are_refused(
     with pytest.raises(ValueError, match=message):
         files.prepare(root, **options)
     assert not (root / "prepare").exists()
+
+
+def test_masks_of_guides_are_prepared_beside_them(tmp_path: Path) -> None:
+    files = Files(tmp_path / "user")
+    mask = np.zeros((48, 40), dtype=bool)
+    mask[4:28, 8:32] = True
+    write_mask(files.folder / "guides" / "1.mask.png", mask)
+    audit = files.prepare(tmp_path / "study")
+    guides = audit.manifest.where(split="guide")
+    masked = guides.where(lambda record: bool(record.mask))
+    assert len(masked) == 1
+    prepared = read_rgb(audit.manifest.root / masked.records[0].mask)
+    assert prepared.shape == read_rgb(guides.file(masked.records[0])).shape
+    side = len(prepared)
+    assert (prepared[..., 0] > 127).mean() == pytest.approx(mask[4:44].mean(), abs=2 / side)
+
+
+def test_guides_that_are_too_small_are_refused_and_large_ones_shrunk(tmp_path: Path) -> None:
+    files = Files(tmp_path / "user")
+    files.add_guide(7, picture(8, 1).repeat(5, axis=0).repeat(5, axis=1))  # 240 x 200
+    with pytest.raises(ValueError, match=r"0\.png must have 45 or more pixels a side .* it has 40"):
+        files.prepare(tmp_path / "large", size=180)
+    for index in range(3):
+        (files.folder / "guides" / f"{index}.png").unlink()
+        (files.folder / "guides" / f"{index}.txt").unlink()
+    audit = files.prepare(tmp_path / "one", size=256)
+    assert any("enlarged from 200 to 256 pixels" in warning for warning in audit.warnings)
+    files.add_guide(8, np.kron(picture(8, 2), np.ones((166, 200, 1), np.uint8)))  # 7,968 x 8,000
+    assert len(files.prepare(tmp_path / "two", size=256).manifest.where(split="guide")) == 2

@@ -1,5 +1,6 @@
 """The report: complete, self-contained, valid, escaped, and with the numbers of report.json."""
 
+import csv
 import json
 import re
 import shutil
@@ -13,7 +14,8 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 from test_metrics import HPV, MPOX, study
 
-from synthvision.evaluation.evaluate import evaluate
+from synthvision.evaluation.evaluate import Choices, evaluate
+from synthvision.evaluation.guidelines import ITEMS, NONE, answers, checklists
 from synthvision.evaluation.ledger import Ledger
 from synthvision.evaluation.probes import metadata_probe
 from synthvision.evaluation.report import ReportInput, StageRow, build, write_report
@@ -21,6 +23,7 @@ from synthvision.evaluation.report_content import smoothed
 from synthvision.evaluation.words import UNKNOWN, decimal, percent
 from synthvision.manifest import Manifest, Record
 
+CHOICES = Choices(thresholds={"logistic": 0.5, "specificity": 0.8}, temperature=1.4, prevalences=(0.01, 0.1))
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 
@@ -57,7 +60,8 @@ def report_input(root: Path, matrix: np.ndarray = HPV, classes: tuple[str, ...] 
     return ReportInput(
         study="phantom", title="Lesions & <others>", backbone="tiny", arm="synthetic_only",
         real=real, candidates=candidates, training=accepted + Manifest(others, root),
-        evaluation=evaluate(predictions, test, 0.5, "lesion", draws=100), openings=ledger.openings("ab" * 32),
+        evaluation=evaluate(predictions, test, 0.5, "lesion", draws=100, choices=CHOICES),
+        openings=ledger.openings("ab" * 32),
         probes=(probe,), diffusion_losses=[{"step": n, "total": 1 / n} for n in range(1, 100)],
         history=[{"epoch": n, "train/loss": 1 / n, "val/loss": 1 / n, "val/accuracy": 0.9} for n in range(1, 5)],
         best_epoch=3, stages=[StageRow("prepare", "a" * 16, "", None, "synthvision stage=prepare")],
@@ -183,6 +187,57 @@ def test_the_figures_lie_beside_the_page_too(out):
         "diffusion-loss",
         "classifier-loss",
     } <= names
+
+
+def test_the_figures_data_lie_beside_them_as_tables(out, given):
+    rows = list(csv.DictReader((out / "figures/roc.csv").read_text().splitlines()))
+    assert [float(row["sensitivity"]) for row in rows] == list(given.evaluation.roc.y)
+    counts = {(row["truth"], row["called"]): int(row["images"])
+              for row in csv.DictReader((out / "figures/confusion.csv").read_text().splitlines())}  # fmt: skip
+    assert counts == {
+        ("lesion", "lesion"): 66,
+        ("lesion", "normal"): 4,
+        ("normal", "lesion"): 0,
+        ("normal", "normal"): 70,
+    }
+    for name in ("reliability", "decision-curve", "abstention", "precision-recall", "subgroups"):
+        assert len((out / f"figures/{name}.csv").read_text().splitlines()) > 2
+
+
+def test_cards_say_the_same_as_the_page_and_hide_no_gap(out):
+    card, sheet = ((out / f"{name}.md").read_text() for name in ("model_card", "data_sheet"))
+    assert "| Sensitivity | 94.3% | 86.2% to 97.8% |" in card
+    assert "found 66 of 70 lesion images" in card
+    assert "Phantom study" in card
+    assert "| 1.0% |" in card
+    assert "| lesion | 3 | 2 | 0 | 2 | 70 |" in sheet
+    assert "Licence: not stated (" in sheet
+    assert "near-copy (1)" in sheet
+    assert "pustules" not in card  # nothing is escaped, so nothing of the users' captions is shown
+
+
+def test_checklists_answer_what_the_study_knows_and_mark_the_rest(out, given):
+    lists = checklists(given)
+    assert list(lists) == ["CLAIM 2024", "TRIPOD+AI", "STARD-AI"]
+    page = (out / "report.html").read_text()
+    for guideline, items in lists.items():
+        answered = sum(bool(item["answer"]) for item in items)
+        assert 10 < answered < len(items)
+        assert f"<b>{guideline}</b>: {answered} of {len(items)} answered, {len(items) - answered} missing" in page
+    unknown = replace(given, real=given.real.with_values(lambda _: {"consent": ""}))
+    (item,) = [each for each in checklists(unknown)["TRIPOD+AI"] if each["topic"] == "Ethics"]
+    assert item["answer"] == ""
+    (item,) = [each for each in lists["TRIPOD+AI"] if each["topic"] == "Ethics"]
+    assert "not needed" in item["answer"]
+    keys = {key for items in ITEMS.values() for _, _, key in items}
+    assert keys - {NONE} <= set(answers(given))
+
+
+def test_the_page_tells_other_thresholds_rarer_disease_and_gaps(out):
+    page = (out / "report.html").read_text()
+    for text in ("lowest threshold that keeps", "What a call is worth where the disease is rarer", "Net benefit",
+                 "comparisons of subgroups none shows a difference", "That is no proof of equality"):  # fmt: skip
+        assert text in page, text
 
 
 def test_the_same_input_gives_the_same_files(given, out, tmp_path):

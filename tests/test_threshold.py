@@ -5,7 +5,7 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import balanced_accuracy_score, roc_curve
 
-from synthvision.classification.threshold import balanced_threshold
+from synthvision.classification.threshold import RULES, ThresholdConfig, balanced_threshold, thresholds_by_rule
 
 
 def scores(rng, images):
@@ -54,3 +54,57 @@ def test_certain_probabilities_are_borne():
 def test_one_class_alone_is_refused(truth):
     with pytest.raises(ValueError, match="positives and negatives"):
         balanced_threshold(np.array([0.1, 0.9]), np.array([truth, truth]))
+
+
+def rates(probability, positive, threshold):
+    called = probability >= threshold
+    return called[positive].mean(), (~called[~positive]).mean()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_rule_keeps_its_word_on_the_images_it_was_chosen_on(seed):
+    probability, positive = scores(np.random.default_rng([5, seed]), 120)
+    probability = probability.round(2)  # ties
+    config = ThresholdConfig(sensitivity=0.9, specificity=0.8, miss_cost=4, prevalence=0.3)
+    found = thresholds_by_rule(probability, positive, config)
+    assert set(found) == set(RULES)
+    assert found["logistic"] == balanced_threshold(probability, positive)
+    sensitivity, specificity = rates(probability, positive, found["sensitivity"])
+    assert sensitivity >= 0.9
+    higher = probability[probability >= found["sensitivity"]].min() + 1e-9  # one more image is called normal
+    assert rates(probability, positive, higher)[0] < 0.9
+    assert rates(probability, positive, found["specificity"])[1] >= 0.8
+    lower = probability[probability < found["specificity"]].max()  # one more image is called positive
+    assert rates(probability, positive, lower)[1] < 0.8
+    false, true, _ = roc_curve(positive, probability, drop_intermediate=False)
+    assert sum(rates(probability, positive, found["youden"])) == pytest.approx((true - false).max() + 1)
+    cost = 0.3 * 4 * (1 - true) + 0.7 * false
+    sensitivity, specificity = rates(probability, positive, found["cost"])
+    assert 0.3 * 4 * (1 - sensitivity) + 0.7 * (1 - specificity) == pytest.approx(cost.min())
+
+
+def test_a_miss_that_costs_more_lowers_the_threshold():
+    probability, positive = scores(np.random.default_rng(6), 500)
+    cuts = [thresholds_by_rule(probability, positive, ThresholdConfig(miss_cost=c))["cost"] for c in (1, 5, 50)]
+    assert cuts == sorted(cuts, reverse=True)
+    assert cuts[0] > cuts[-1]
+
+
+def test_thresholds_of_certain_scores_stay_probabilities():
+    found = thresholds_by_rule(np.array([0.0, 1.0, 1.0]), np.array([False, False, True]), ThresholdConfig())
+    assert all(0 <= value <= 1 for value in found.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rule": "best"}, "threshold.rule must be one of .*'best'"),
+        ({"sensitivity": 0.0}, r"threshold.sensitivity must be in \(0, 1\]; it is 0.0"),
+        ({"prevalence": 1.0}, r"threshold.prevalence must be in \(0, 1\); it is 1.0"),
+        ({"prevalence": 0.0}, "threshold.prevalence"),
+        ({"miss_cost": -1.0}, "threshold.miss_cost must be above 0"),
+    ],
+)
+def test_broken_rules_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ThresholdConfig(**changes)

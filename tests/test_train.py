@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from synthvision.classification.augment import AugmentConfig
 from synthvision.classification.model import ModelConfig
 from synthvision.classification.module import ClassifierConfig
 from synthvision.classification.predict import load_classifier, predict
+from synthvision.classification.threshold import RULES
 from synthvision.classification.train import Trained, train
 from synthvision.manifest import Manifest, Record
 
@@ -232,3 +234,43 @@ def test_a_folder_without_a_classifier_is_named(splits, tmp_path):
 def test_an_empty_manifest_is_refused(splits, undisturbed):
     with pytest.raises(ValueError, match="nothing to predict"):
         predict(undisturbed.weights, splits[1].where(label="mole"), 4)
+
+
+FULL = replace(
+    CONFIG, schedule="plateau", warmup_epochs=0, plateau_patience=0, plateau_factor=0.5, mixup=0.4, cutmix=0.4, ema=0.8,
+    layer_decay=0.7, frozen_layers=1, gradient_clip=1.0, class_weights="balanced", lr=1e-2,
+)  # fmt: skip
+
+
+def test_with_every_option_on_a_stopped_run_goes_on_bit_for_bit(splits, tmp_path, monkeypatch):
+    whole = run(splits, tmp_path / "whole", FULL)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, (2, 1), InterruptionError)
+        with pytest.raises(InterruptionError):
+            run(splits, tmp_path / "stopped", FULL)
+    assert_same(run(splits, tmp_path / "stopped", FULL), whole)
+
+
+def test_training_ends_early_and_once_ended_trains_no_more(splits, tmp_path, monkeypatch):
+    config = replace(CONFIG, schedule="constant", warmup_epochs=0, lr=0.3, epochs=40, stop_after=2)
+    first = run(splits, tmp_path, config)
+    assert len(first.history) - 1 - first.best_epoch == 2
+    assert len(first.history) < 40
+    monkeypatch.setattr(module_file.Classifier, "training_step", lambda *_: pytest.fail("it trained again"))
+    assert_same(run(splits, tmp_path, config), first)
+
+
+def test_a_folder_of_another_network_is_refused_by_name(splits, undisturbed, tmp_path):
+    shutil.copytree(undisturbed.weights, tmp_path / "weights")
+    described = json.loads((tmp_path / "weights/model.json").read_text())
+    described["model"]["depth"] = 3
+    (tmp_path / "weights/model.json").write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=r"model\.safetensors does not fit this architecture: missing \['blocks\.2"):
+        predict(tmp_path / "weights", splits[1], 4)
+
+
+def test_the_folder_holds_every_rules_threshold_and_the_temperature(undisturbed):
+    loaded = load_classifier(undisturbed.weights)
+    assert loaded.thresholds["logistic"] == loaded.threshold
+    assert set(loaded.thresholds) == set(RULES)
+    assert loaded.temperature > 0

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 if TYPE_CHECKING:
+    from synthvision.stages.reading import Session
     from synthvision.study import Study
     from synthvision.tracking import TrackingConfig
 
@@ -135,9 +136,20 @@ def _run_pipeline(config: DictConfig) -> None:
     tracking: TrackingConfig = make(config, "tracking")
     from synthvision.pipeline import run
 
+    session = _session(config)
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     overrides = [*_config_folder(), *HydraConfig.get().overrides.task]
-    run(study, config.stage.name, resolved, overrides, tracking)
+    run(study, config.stage.name, resolved, overrides, tracking, *([session] if session else []))
+
+
+def _session(config: DictConfig) -> Session | None:
+    """Return what `stage=review` shall do; other stages have no readers."""
+    if config.stage.name != "review":
+        return None
+    from synthvision.stages.reading import Session
+
+    values = make(config, "stage")
+    return Session(**{name: value for name, value in values.items() if name != "name"})
 
 
 def _config_folder() -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from synthvision.artifact import digest_of, write_text
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 2  # 2: mask, and what intake knows
 ORIGINS = ("real", "synthetic")
 SPLITS = ("", "guide", "train", "val", "test")
 DECISIONS = ("", "accept", "reject")
@@ -39,6 +39,7 @@ class Record:
     skin_tone: str = ""
     body_part: str = ""
     caption: str = ""  # guides: what is seen, in clinical words
+    mask: str = ""  # guides: where the lesion is, a picture of black and white; relative to the study folder
     prompt: str = ""  # synthetic: what was asked for
     seed: str = ""  # synthetic: seed of this image's own generator
     mode: str = ""  # synthetic: "noise" or "paint"
@@ -54,7 +55,6 @@ class Record:
     device: str = ""
     source: str = ""  # real: which of the study's sources it came from, "guides" or its number
     skin_tone_ita: str = ""  # an estimate from the picture, a proxy for skin_tone and never a replacement
-    mask: str = ""  # path of the prepared mask, relative to the study folder; white is the lesion
     siblings: str = ""  # images with the same value are edited copies of one another
     conversions: str = ""  # what was done to the stored values, joined by "; "
     decision: str = ""  # one of DECISIONS

@@ -22,15 +22,17 @@ from rich.console import Console
 
 from synthvision import __version__, artifact
 from synthvision.evaluation.report import StageRow
+from synthvision.review.policy import PhysicianPolicy
 from synthvision.stages.classify import run_classify
-from synthvision.stages.context import Context, Result
+from synthvision.stages.context import Context, Result, Waiting
 from synthvision.stages.dreambooth import run_dreambooth, weights_digest
 from synthvision.stages.evaluate import read_headline, run_evaluate
 from synthvision.stages.generate import run_generate
 from synthvision.stages.prepare import draw_phantoms, run_prepare, source_digest
 from synthvision.stages.pretrain import run_pretrain
+from synthvision.stages.reading import Session, read
 from synthvision.stages.report import run_report
-from synthvision.stages.review import run_review
+from synthvision.stages.review import check_decided, decisions_digest, run_review
 from synthvision.study import Study
 from synthvision.tracking import Run, Store, TrackingConfig, open_store
 
@@ -46,12 +48,14 @@ class Stage:
     run: Callable[[Context], Result]
     code: tuple[str, ...]  # the folders and modules that do the work: newer code does not reuse an older one's result
     of_synthetic: bool = False  # only arms with synthetic images need it
+    ready: Callable[[Study, Mapping[str, Path]], None] = lambda *_: None  # raises Waiting where people must act first
     device: bool = True  # the kind of device is part of what the result depends on
 
 
 def _of(*names: str) -> Callable[[Study], Mapping[str, Any]]:
     def config(study: Study) -> Mapping[str, Any]:
         whole = asdict(study)
+        del whole["disease"]["reject_reasons"]  # readers' words change no image
         return {name: whole[name] for name in names}
 
     return config
@@ -79,6 +83,16 @@ def _classify_config(study: Study) -> Mapping[str, Any]:
     return {**_of("seed", "arm", "classifier")(study), "weights": weights}
 
 
+def _review_config(study: Study) -> Mapping[str, Any]:
+    decisions = {"decisions": decisions_digest(study)} if isinstance(study.review, PhysicianPolicy) else {}
+    return {**_of("review")(study), **decisions}
+
+
+def _evaluate_config(study: Study) -> Mapping[str, Any]:
+    """All but the reason to open the test set again: the same evaluation stays the same opening."""
+    return {"seed": study.seed, "evaluate": asdict(replace(study.evaluate, reopen=None))}
+
+
 _MANIFEST = ("artifact.py", "manifest.py", "data")
 _DIFFUSION = (*_MANIFEST, "training.py", "diffusion")
 _CLASSIFICATION = (*_MANIFEST, "predictions.py", "training.py", "classification")
@@ -94,17 +108,20 @@ STAGES: Mapping[str, Stage] = {
     ),
     "review": Stage(
         ("prepare", "generate"),
-        _of("review"),
+        _review_config,
         run_review,
         (*_MANIFEST, "review"),
         of_synthetic=True,
+        ready=check_decided,
         device=False,
     ),
     "classify": Stage(("prepare", "review"), _classify_config, run_classify, _CLASSIFICATION),
-    "evaluate": Stage(("prepare", "review", "classify"), _of("seed"), run_evaluate, (*_CLASSIFICATION, "evaluation")),
+    "evaluate": Stage(
+        ("prepare", "review", "classify"), _evaluate_config, run_evaluate, (*_CLASSIFICATION, "evaluation")
+    ),
     "report": Stage(
         ("prepare", "dreambooth", "review", "classify", "evaluate"),
-        lambda study: {**_of("study", "seed", "arm")(study), "openings": _openings(study)},
+        lambda study: {**_of("study", "seed", "arm")(study), **_evaluate_config(study), "openings": _openings(study)},
         run_report,
         (*_MANIFEST, "predictions.py", "evaluation"),
         device=False,
@@ -127,7 +144,12 @@ class Outcome:
 
 
 def run(
-    study: Study, stage: str, resolved: Mapping[str, Any], overrides: Sequence[str], config: TrackingConfig
+    study: Study,
+    stage: str,
+    resolved: Mapping[str, Any],
+    overrides: Sequence[str],
+    config: TrackingConfig,
+    session: Session | None = None,
 ) -> Outcome:
     """Run a stage and all that it needs, or the whole pipeline; print where the results are.
 
@@ -137,6 +159,7 @@ def run(
         resolved: the whole config in plain values, kept with each run.
         overrides: of the command line, from which the command is rebuilt.
         config: where runs are tracked.
+        session: stage "review": what readers shall be given, where physicians decide.
 
     Raises:
         ValueError: the stage has no part in this arm, or a stage refused its input.
@@ -155,7 +178,8 @@ def run(
     runner = _Runner(study, store, table, resolved, overrides)
     with store.pipeline_run(_title(study, stage), resolved, runner.config_text, runner.tags) as parent:
         parent.note(f"Remake it:\n\n```\n{runner.command()}\n```\n")
-        runner.make(last)
+        waits_for = runner.make_or_wait(last, session)
+        parent.set_tags({"waits_for": waits_for} if waits_for else {})
         # A stage that was finished before has its run below another parent; here stands which.
         parent.set_tags({f"run/{name}": record.run_id for name, record in runner.records.items()})
         metrics = runner.evaluation()
@@ -194,11 +218,37 @@ class _Runner:
         kept = [each for each in self.overrides if not stage or not each.startswith("stage=")]
         return shlex.join(["synthvision", *([f"stage={stage}"] if stage else []), *kept])
 
+    def make_or_wait(self, name: str, session: Session | None) -> str:
+        """Make a stage and all before it as far as that goes without people; return what it waits for, or nothing."""
+        reading = session if isinstance(self.study.review, PhysicianPolicy) else None
+        try:
+            if reading:
+                for earlier in self.table[name].reads:
+                    self.make(earlier)
+                read(reading, self.study, self.done, _print)
+            self.make(name)
+        except Waiting as wait:
+            _print(f"the study waits for its readers: {wait}\nopen the review page: {self.command('review')}")
+            _print(f"then go on: {self._go_on()}")
+            return str(wait)
+        if reading:
+            _print(f"all decisions are there; go on: {self._go_on()}")
+        return ""
+
+    def _go_on(self) -> str:
+        """Return the command that goes on once readers are done."""
+        kept = [each for each in self.overrides if not each.startswith(("stage=review", "stage."))]
+        chosen = any(each.startswith(("review=", "+review=")) for each in kept)
+        return shlex.join(["synthvision", *kept, *([] if chosen else ["review=physician"])])
+
     def make(self, name: str) -> None:
+        if name in self.done:
+            return
         stage = self.table[name]
         for earlier in stage.reads:
-            if earlier in self.table and earlier not in self.done:
+            if earlier in self.table:
                 self.make(earlier)
+        stage.ready(self.study, self.done)
         inputs = {earlier: self.records[earlier].output for earlier in stage.reads if earlier in self.records}
         depends = {**stage.config(self.study), "version": __version__, "code": artifact.code_digest(*stage.code)}
         if stage.device:
@@ -254,6 +304,11 @@ class _Runner:
     def evaluation(self) -> dict[str, float]:
         """Return the test metrics of the finished evaluation, or none."""
         return read_headline(self.done["evaluate"]) if "evaluate" in self.done else {}
+
+
+def _print(text: str) -> None:
+    """Print a line at once, unwrapped: it may hold a command or an address to be copied."""
+    print(text, flush=True)
 
 
 def _say(runner: _Runner, metrics: Mapping[str, float], config: TrackingConfig) -> None:

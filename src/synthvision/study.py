@@ -16,10 +16,17 @@ from synthvision.diffusion.backbone import BackboneConfig
 from synthvision.diffusion.dreambooth import DreamBoothConfig, Subject
 from synthvision.diffusion.generate import GenerationConfig
 from synthvision.diffusion.pretrain import PretrainConfig
+from synthvision.evaluation.evaluate import SUBGROUP_COLUMNS, Choices
+from synthvision.evaluation.subgroups import MINIMUM
+from synthvision.review.policy import PhysicianPolicy
 from synthvision.review.unattended import UnattendedPolicy
 
 CLASS_NAME = r"\w([\w .-]*\w)?"
 POSITIVES = ("synthetic", "guides", "real")
+REJECT_REASONS = (
+    "anatomy wrong", "not this disease", "wrong stage", "wrong skin tone or place", "artefact", "blurred",
+    "looks like a guide", "other",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,8 +34,8 @@ class Disease:
     """What is looked for, and how the diffusion model is told of it.
 
     Raises:
-        ValueError: fewer than two classes, a class twice, a name that MLflow cannot keep, or guides of a class that is
-            not the first.
+        ValueError: fewer than two classes, a class twice, a name that MLflow cannot keep, guides of a class that is
+            not the first, or reasons to reject that cannot be told apart.
     """
 
     name: str
@@ -39,6 +46,7 @@ class Disease:
     templates: Sequence[str]  # templates of prompts for candidates
     attributes: Mapping[str, Sequence[str]]  # what the templates' fields may be
     negative_prompt: str
+    reject_reasons: Sequence[str] = REJECT_REASONS  # of which a physician chooses; the last asks for words
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
@@ -54,6 +62,12 @@ class Disease:
             raise ValueError(
                 f"disease.guides.label must be the first of disease.classes, {self.positive!r}; "
                 f"it is {self.guides.label!r}"
+            )
+        reasons = list(self.reject_reasons)
+        if not 1 <= len(set(reasons)) == len(reasons) <= 9 or any(":" in each or " of " in each for each in reasons):
+            raise ValueError(
+                f"disease.reject_reasons must be 1 to 9 different ones (each has a digit) without ':' or ' of ', which "
+                f"end a reason's kind; they are {reasons}"
             )
 
     @property
@@ -107,9 +121,26 @@ class Arm:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """The test set is opened once; again only for a reason, which the ledger and the report keep."""
+    """The test set is opened once; again only for a reason, which the ledger and the report keep.
+
+    Raises:
+        ValueError: a prevalence is 0 or 1, or a column is none of the manifest's.
+    """
 
     reopen: str | None
+    prevalences: Sequence[float] = ()
+    subgroups: Sequence[str] = SUBGROUP_COLUMNS
+    intersections: bool = True
+    minimum: int = MINIMUM
+
+    def __post_init__(self) -> None:
+        self.choices({}, 1.0)
+
+    def choices(self, thresholds: Mapping[str, float], temperature: float) -> Choices:
+        """Return what evaluation is told, with what validation gave."""
+        return Choices(
+            thresholds, temperature, tuple(self.prevalences), tuple(self.subgroups), self.intersections, self.minimum
+        )
 
 
 @dataclass(frozen=True)
@@ -138,7 +169,7 @@ class Study:
     dataset: Dataset
     dreambooth: DreamBoothConfig
     generate: GenerationConfig
-    review: UnattendedPolicy
+    review: UnattendedPolicy | PhysicianPolicy
     classifier: ClassifierConfig
     evaluate: EvaluationConfig
     arm: Arm

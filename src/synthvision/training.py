@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import Strategy
 
 LAST = "last.ckpt"
 SCHEDULES = ("constant", "cosine")
@@ -67,11 +68,25 @@ class KeepLast(Callback):
         self.work, self.every = work, every
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Replace the checkpoint."""
-        if trainer.global_step % self.every == 0:
-            partial = self.work / f".{LAST}"
+        """Replace the checkpoint.
+
+        Raises:
+            OSError: it could not be written; the last one is kept.
+        """
+        if trainer.global_step % self.every:
+            return
+        partial, last = self.work / f".{LAST}", self.work / LAST
+        try:
             trainer.save_checkpoint(partial)
-            partial.replace(self.work / LAST)
+            if trainer.is_global_zero:
+                partial.replace(last)
+        except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError to torch
+            partial.unlink(missing_ok=True)
+            kept = f"{last} is kept and is resumed from" if last.exists() else "none was written yet"
+            raise OSError(
+                f"the checkpoint of step {trainer.global_step} could not be written to {self.work}: "
+                f"{str(error).splitlines()[0]}. Make room on the disk and run again; of the older ones, {kept}"
+            ) from error
 
 
 def fit_steps(
@@ -83,6 +98,9 @@ def fit_steps(
     accelerator: str = "cpu",
     precision: Any = "32-true",
     gradient_clip: float | None = None,
+    callbacks: Sequence[Callback] = (),
+    strategy: str | Strategy = "auto",
+    devices: int = 1,
 ) -> None:
     """Train for `steps` steps, or for what is left of them where `work` holds a checkpoint.
 
@@ -92,20 +110,26 @@ def fit_steps(
         work: folder of the checkpoint.
         checkpoint_every: steps.
         logger: takes the metrics; None logs nowhere.
-        accelerator, precision, gradient_clip: as Lightning's Trainer takes them.
+        accelerator, precision, gradient_clip, strategy, devices: as Lightning's Trainer takes them.
+        callbacks: beside the one that writes checkpoints.
+
+    Raises:
+        OSError: a checkpoint could not be written; the last one is kept.
     """
     work.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
         accelerator=accelerator,
-        devices=1,
+        devices=devices,
+        strategy=strategy,
         max_steps=steps,
         precision=precision,
         gradient_clip_val=gradient_clip,
-        callbacks=[KeepLast(work, checkpoint_every), TQDMProgressBar(refresh_rate=10)],
+        callbacks=[*callbacks, KeepLast(work, checkpoint_every), TQDMProgressBar(refresh_rate=10)],
         logger=logger or False,
         log_every_n_steps=10,
         enable_checkpointing=False,
         enable_model_summary=False,
+        use_distributed_sampler=False,  # a step's number is all that a rank is given; it takes its share itself
         default_root_dir=work,
     )
     last = work / LAST

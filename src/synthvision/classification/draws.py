@@ -14,6 +14,7 @@ class Draw(IntEnum):
     INITIAL = 0  # weights
     AUGMENT = 1
     DROPOUT = 2
+    MIX = 3  # which images of a batch are mixed, and how much
 
 
 def key(seed: int, what: Draw, *index: int) -> int:

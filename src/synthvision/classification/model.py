@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -18,6 +20,8 @@ WEIGHTS_FILE = "model.safetensors"
 PACKAGE = "package:"
 PACKAGE_WEIGHTS = Path(__file__).parents[1] / "weights"
 HUB = "timm"
+PINNED = "hub:"
+PINNED_FORM = re.compile(r"hub:[\w.-]+/[\w.-]+@[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class ModelConfig:
         attention_dropout: share of attention weights dropped in training.
         drop_path: share of residual branches dropped in training, growing linearly with depth.
         hidden: neurons of an extra dense layer with ReLU before the output; None for none.
-        weights: None (from scratch), "timm" (pretrained, from the Hub), "package:tiny_vit" (ships with the package),
+        weights: None (from scratch), "hub:<owner>/<name>@<commit>" (pretrained, from the Hub, pinned), "timm" (what
+            timm has for the architecture, at the Hub's newest revision), "package:tiny_vit" (ships with the package),
             or a safetensors file with timm's parameter names. The output layer always starts anew.
 
     Raises:
@@ -59,14 +64,16 @@ class ModelConfig:
         self._require(divides, "image_size", f"a multiple of patch_size={self.patch_size}")
         split = self.embed_dim is None or self.heads is None or self.embed_dim % self.heads == 0
         self._require(split, "embed_dim", f"a multiple of heads={self.heads}")
+        pinned = not (self.weights or "").startswith(PINNED) or PINNED_FORM.fullmatch(self.weights or "")
+        self._require(pinned, "weights", "hub:<owner>/<name>@<commit of 40 hexadecimal digits>")
 
-    def _require(self, holds: bool, name: str, rule: str) -> None:
+    def _require(self, holds: object, name: str, rule: str) -> None:
         if not holds:
             raise ValueError(f"classifier.model.{name} must be {rule}; it is {getattr(self, name)!r}")
 
 
 def build(config: ModelConfig, classes: int) -> nn.Module:
-    """Return the network: float images (B, 3, S, S) in [-1, 1] in, logits (B, classes) out.
+    """Return the network: float images (B, 3, S, S) as `as_input` gives them in, logits (B, classes) out.
 
     New weights come from torch's global generator; seed it to get the same ones again.
 
@@ -87,9 +94,14 @@ def build(config: ModelConfig, classes: int) -> nn.Module:
     return model
 
 
-def as_input(images: Tensor) -> Tensor:
-    """Map float images from [0, 1] to [-1, 1]: mean and spread of 0.5, as the papers' ViTs were pretrained with."""
-    return (images - 0.5) / 0.5
+def as_input(images: Tensor, network: nn.Module) -> Tensor:
+    """Return float images (B, 3, S, S) in [0, 1] with the channels' mean and spread that a network was pretrained with.
+
+    For the papers' ViTs both are 0.5, which gives [-1, 1]; most convolutional networks have ImageNet's.
+    """
+    made: dict[str, Any] = network.default_cfg  # type: ignore[assignment]  # a plain dict that timm attaches
+    mean, spread = (images.new_tensor(made[name])[:, None, None] for name in ("mean", "std"))
+    return (images - mean) / spread
 
 
 def save_weights(model: nn.Module, folder: Path, half: bool) -> Path:
@@ -153,6 +165,8 @@ def _output_name(model: nn.Module) -> str:
 
 
 def _weights_file(weights: str) -> Path:
+    if weights.startswith(PINNED):
+        return _from_hub(*weights.removeprefix(PINNED).split("@"))
     file = Path(weights)
     if weights.startswith(PACKAGE):
         file = PACKAGE_WEIGHTS / weights.removeprefix(PACKAGE) / WEIGHTS_FILE
@@ -162,6 +176,16 @@ def _weights_file(weights: str) -> Path:
             "or set classifier.model.weights=null to train from scratch"
         )
     return file
+
+
+def _from_hub(name: str, revision: str) -> Path:
+    try:
+        return Path(hf_hub_download(name, WEIGHTS_FILE, revision=revision))
+    except (OSError, RuntimeError) as error:
+        raise ConnectionError(
+            f"classifier.model.weights: {name} at {revision} could not be had from the Hub ({error}); "
+            f"download its {WEIGHTS_FILE} where there is a network and set classifier.model.weights=/path/to/file"
+        ) from error
 
 
 def _load_body(model: nn.Module, file: Path) -> None:

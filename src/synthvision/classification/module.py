@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,83 +13,42 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 
-from synthvision.classification.augment import AugmentConfig, augment
+from synthvision.classification.augment import augment
 from synthvision.classification.batches import Batch
 from synthvision.classification.draws import Draw, generator, key
-from synthvision.classification.model import ModelConfig, as_input, build
-from synthvision.training import SCHEDULES, lr_factor
+from synthvision.classification.model import as_input, build
+from synthvision.classification.recipe import OPTIMIZERS, PLATEAU, ClassifierConfig
+from synthvision.classification.schedule import class_weights, freeze, mixer, moving_average, optimizer_of
+from synthvision.training import lr_factor
 
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "rmsprop": torch.optim.RMSprop,
-}
-PRECISIONS = ("32-true", "bf16-mixed")
-
-
-@dataclass(frozen=True)
-class ClassifierConfig:
-    """How a classifier is trained.
-
-    Args:
-        model: the network.
-        optimizer: one of adam, adamw, rmsprop.
-        lr: learning rate after warm-up.
-        epochs: passes; the best by validation loss is kept.
-        batch_size: images per step.
-        augment: what is done to training images.
-        weight_decay: of the optimizer.
-        label_smoothing: share of the target spread over all classes, in training only.
-        schedule: "constant", or "cosine" down to 0 at the last step.
-        warmup_epochs: epochs over which the learning rate rises linearly.
-        samples_per_epoch: None shows each training image once per epoch; a number shows that many, classes equal
-            and, within a class, origins (guides, synthetic, real) equal.
-        precision: "32-true" or "bf16-mixed".
-
-    Raises:
-        ValueError: a value breaks its rule; the message names key, rule and value.
-    """
-
-    model: ModelConfig
-    optimizer: str
-    lr: float
-    epochs: int
-    batch_size: int
-    augment: AugmentConfig = field(default_factory=AugmentConfig)  # all off
-    weight_decay: float = 0.0
-    label_smoothing: float = 0.0
-    schedule: str = "constant"
-    warmup_epochs: int = 0
-    samples_per_epoch: int | None = None
-    precision: str = "32-true"
-
-    def __post_init__(self) -> None:
-        self._require(self.optimizer in OPTIMIZERS, "optimizer", f"one of {tuple(OPTIMIZERS)}")
-        self._require(self.lr > 0, "lr", "above 0")
-        self._require(self.epochs > 0, "epochs", "above 0")
-        self._require(self.batch_size > 0, "batch_size", "above 0")
-        self._require(self.weight_decay >= 0, "weight_decay", "0 or more")
-        self._require(0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)")
-        self._require(self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}")
-        below = 0 <= self.warmup_epochs < self.epochs
-        self._require(below, "warmup_epochs", f"0 or more and below epochs={self.epochs}")
-        enough = self.samples_per_epoch is None or self.samples_per_epoch > 0
-        self._require(enough, "samples_per_epoch", "above 0")
-        self._require(self.precision in PRECISIONS, "precision", f"one of {PRECISIONS}")
-
-    def _require(self, holds: bool, name: str, rule: str) -> None:
-        if not holds:
-            raise ValueError(f"classifier.{name} must be {rule}; it is {getattr(self, name)!r}")
+__all__ = ["OPTIMIZERS", "Classifier", "ClassifierConfig"]
 
 
 class Classifier(LightningModule):
-    """A network with its loss, metrics and optimizer. Logs `<split>/loss`, `<split>/accuracy` and `<split>/auroc`."""
+    """A network with its loss, metrics and optimizer. Logs `<split>/loss`, `<split>/accuracy` and `<split>/auroc`.
 
-    def __init__(self, config: ClassifierConfig, classes: int, steps_per_epoch: int, seed: int) -> None:
+    Args:
+        config: the recipe.
+        classes: outputs.
+        steps_per_epoch: batches.
+        seed: of every draw.
+        counts: training images of each class; only class weights ask for them.
+    """
+
+    def __init__(
+        self, config: ClassifierConfig, classes: int, steps_per_epoch: int, seed: int, counts: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.config, self.steps_per_epoch, self.seed = config, steps_per_epoch, seed
         with _seeded(key(seed, Draw.INITIAL), self.device):
             self.model: nn.Module = build(config.model, classes)
+        if config.frozen_layers:
+            freeze(self.model, config.frozen_layers)
+        # A module of its own, so that checkpoints hold it.
+        self.averaged = moving_average(self.model, config.ema) if config.ema else None
+        self.mix = mixer(config, classes)
+        self.plateau_factor = 1.0  # the keeper of epochs sets it
+        self.register_buffer("class_weights", class_weights(config, counts), persistent=False)
         self.train_metrics = _metrics(classes, "train/")
         self.val_metrics = _metrics(classes, "val/")
 
@@ -102,23 +60,32 @@ class Classifier(LightningModule):
                 if hasattr(layer, "fused_attn"):
                     layer.fused_attn = False  # type: ignore[assignment]  # a plain bool of timm
 
+    @property
+    def kept(self) -> nn.Module:
+        """The network that is validated and kept: the one that is trained, or its moving average."""
+        return self.model if self.averaged is None else self.averaged.module
+
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, C) of float images (B, 3, S, S) in [0, 1]."""
-        logits: Tensor = self.model(as_input(images))
+        network = self.model if self.training else self.kept
+        logits: Tensor = network(as_input(images, network))
         return logits
 
     def step(self, batch: Batch, split: str) -> Tensor:
         """Return the mean loss of a batch and log it with the split's metrics."""
-        images = batch.images.float() / 255  # (B, 3, S, S)
-        smoothing = 0.0
+        images, targets = batch.images.float() / 255, batch.labels  # (B, 3, S, S); (B,), or (B, C) where mixed
+        spread: dict[str, Any] = {}
         if split == "train":
             chance = generator(self.seed, Draw.AUGMENT, batch.epoch, batch.step, device=images.device)
             images = augment(images, self.config.augment, chance)
-            smoothing = self.config.label_smoothing
+            if self.mix is not None:
+                with _seeded(key(self.seed, Draw.MIX, batch.epoch, batch.step), images.device):
+                    images, targets = self.mix(images, targets)
+            spread = {"label_smoothing": self.config.label_smoothing, "weight": self.class_weights}
         # Dropout draws from the global generator: seed it per step, or a resumed run would draw otherwise.
         with _seeded(key(self.seed, Draw.DROPOUT, batch.epoch, batch.step), images.device):
             logits = self(images).float()  # (B, C)
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
+        loss = F.cross_entropy(logits, targets, **spread)
         metrics = self.train_metrics if split == "train" else self.val_metrics
         metrics.update(logits.detach().softmax(1), batch.labels)
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(batch.labels)}
@@ -137,17 +104,20 @@ class Classifier(LightningModule):
         """Log the validation loss and metrics."""
         self.step(batch, "val")
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Let the moving average follow."""
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
+
     def configure_optimizers(self) -> Any:
         """Return the optimizer and the schedule of its learning rate, stepped once per batch."""
         config = self.config
-        optimizer = OPTIMIZERS[config.optimizer](
-            self.model.parameters(),
-            lr=config.lr,
-            weight_decay=config.weight_decay,  # type: ignore[call-arg]  # all of OPTIMIZERS take it
-        )
+        optimizer = optimizer_of(self.model, config)
         warmup, total = config.warmup_epochs * self.steps_per_epoch, config.epochs * self.steps_per_epoch
+        shape = "constant" if config.schedule == PLATEAU else config.schedule
+        # The plateau's factor changes between epochs; the rate of an epoch's first batch was set before that.
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: lr_factor(step, warmup, total, config.schedule)
+            optimizer, lambda step: lr_factor(step, warmup, total, shape) * self.plateau_factor
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

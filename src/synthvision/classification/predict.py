@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,15 @@ class TrainedModel:
     classes: tuple[str, ...]
     threshold: float  # on the probability of the positive class
     epoch: int  # after which the weights were taken, from 0
+    thresholds: Mapping[str, float] = field(default_factory=dict)  # of every rule, for the table of operating points
+    temperature: float = 1.0  # that makes validation probabilities honest; see calibration.py
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Return float64 (N, C) for uint8 images (N, S, S, 3), in fp32 on the network's device, in one batch."""
         device = next(self.network.parameters()).device
         pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255  # (N, 3, S, S)
         with torch.inference_mode():
-            logits: Tensor = self.network(as_input(pixels))
+            logits: Tensor = self.network(as_input(pixels, self.network))
         return np.asarray(logits.double().softmax(1).cpu().numpy(), dtype=np.float64)
 
     def predict(self, manifest: Manifest, batch_size: int) -> Predictions:
@@ -62,6 +64,8 @@ def save_classifier(model: TrainedModel, training: Mapping[str, Any], folder: Pa
         "classes": model.classes,
         "positive": model.classes[0],
         "threshold": model.threshold,
+        "thresholds": model.thresholds,
+        "temperature": model.temperature,
         "epoch": model.epoch,
         "training": training,
     }
@@ -81,7 +85,8 @@ def load_classifier(folder: Path) -> TrainedModel:
     description = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
     config, classes = ModelConfig(**description["model"]), tuple(description["classes"])
     network = read_network(config, len(classes), folder / WEIGHTS_FILE)
-    return TrainedModel(network, config, classes, description["threshold"], description["epoch"])
+    fields = {name: description[name] for name in ("threshold", "epoch", "thresholds", "temperature")}
+    return TrainedModel(network, config, classes, **fields)
 
 
 def read_network(config: ModelConfig, classes: int, file: Path) -> nn.Module:

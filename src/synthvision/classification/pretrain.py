@@ -91,7 +91,7 @@ class MarkTraining(LightningModule):
         turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
         images, where = (torch.rot90(x.flip(3) if mirrored else x, turns, (2, 3)) for x in (images, where))
         gain = torch.from_numpy(rng.uniform(0.85, 1.15, (len(images), 3, 1, 1))).float()
-        present, patches = self(as_input((images * gain).clamp(0, 1)))
+        present, patches = self(as_input((images * gain).clamp(0, 1), self.vit))
         loss = binary_cross_entropy_with_logits(present, where.amax((2, 3)))
         loss = loss + binary_cross_entropy_with_logits(patches, where)
         self.log("vit/loss", loss, prog_bar=True)
@@ -110,7 +110,7 @@ class MarkTraining(LightningModule):
     def presence_auc(self, pool: Pool) -> dict[str, float]:
         """Return for each kind of mark the AUC of its presence."""
         self.eval()
-        scores = torch.cat([self(as_input(batch))[0] for batch in torch.split(pixels(pool.images), 100)])
+        scores = torch.cat([self(as_input(batch, self.vit))[0] for batch in torch.split(pixels(pool.images), 100)])
         present = torch.from_numpy(pool.where.max((2, 3))).long()
         values = multilabel_auroc(scores, present, num_labels=len(MARKS), average="none")
         return {f"auc/{kind.replace(' ', '_')}": float(value) for kind, value in zip(MARKS, values, strict=True)}

@@ -6,10 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from synthvision.classification.model import save_weights
 from synthvision.classification.module import Classifier
+from synthvision.classification.recipe import PLATEAU
+from synthvision.classification.schedule import plateau_factor
 
 LAST = "last.ckpt"
 BEST = "best"
@@ -26,6 +29,12 @@ class EpochKeeper(Callback):
         self.work = work
         self.history: list[dict[str, float]] = []
         self.best_epoch = -1
+
+    def on_train_epoch_start(self, _: Trainer, pl_module: LightningModule) -> None:
+        """Set what follows from the epochs before."""
+        assert isinstance(pl_module, Classifier)
+        if pl_module.config.schedule == PLATEAU:
+            pl_module.plateau_factor = plateau_factor([row["val/loss"] for row in self.history], pl_module.config)
 
     @property
     def checkpoint(self) -> Path | None:
@@ -46,11 +55,23 @@ class EpochKeeper(Callback):
             )
         if epoch == 0 or values["val/loss"] < self.history[self.best_epoch]["val/loss"]:
             self.best_epoch = epoch
-            save_weights(pl_module.model, self.work / BEST, half=False)
+            save_weights(pl_module.kept, self.work / BEST, half=False)
         # Lightning writes through the system's temporary folder, from which a move need not be atomic.
         partial = self.work / f".{LAST}"
         trainer.save_checkpoint(partial, weights_only=False)
         partial.replace(self.work / LAST)
+        if self.is_over(pl_module.config.stop_after):
+            trainer.should_stop = True
+
+    def is_over(self, stop_after: int | None) -> bool:
+        """Tell whether so many epochs have passed since the best one that training ends early."""
+        return stop_after is not None and len(self.history) - 1 - self.best_epoch >= stop_after
+
+    def restore(self) -> None:
+        """Take up the state that the checkpoint holds, before a trainer does: a run that is over trains no more."""
+        if self.checkpoint:
+            saved = torch.load(self.checkpoint, weights_only=True, map_location="cpu", mmap=True)
+            self.load_state_dict(saved["callbacks"][self.state_key])
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the checkpoint stores."""

@@ -12,11 +12,13 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import Logger
 
 from synthvision.classification.batches import EvalBatches, TrainBatches
+from synthvision.classification.calibration import fit_temperature
 from synthvision.classification.model import WEIGHTS_FILE
-from synthvision.classification.module import Classifier, ClassifierConfig
+from synthvision.classification.module import Classifier
 from synthvision.classification.predict import TrainedModel, predict, read_network, save_classifier
+from synthvision.classification.recipe import ClassifierConfig
 from synthvision.classification.resume import BEST, EpochKeeper
-from synthvision.classification.threshold import balanced_threshold
+from synthvision.classification.threshold import thresholds_by_rule
 from synthvision.data.torch_data import ImageTensors
 from synthvision.manifest import Manifest
 from synthvision.predictions import Predictions
@@ -65,14 +67,19 @@ def train(
     train_data = ImageTensors.from_manifest(train, classes, size)
     batches = TrainBatches(train_data, config.batch_size, config.samples_per_epoch, seed)
     val_batches = EvalBatches(ImageTensors.from_manifest(val, classes, size), config.batch_size)
-    module = Classifier(config, len(classes), len(batches), seed)
+    counts = np.bincount(train_data.labels.numpy(), minlength=len(classes)).tolist()
+    module = Classifier(config, len(classes), len(batches), seed, counts)
     keeper = _fit(module, batches, val_batches, work, logger)
 
     network = read_network(config.model, len(classes), work / BEST / WEIGHTS_FILE)
     model = TrainedModel(network, config.model, tuple(classes), threshold=0.5, epoch=keeper.best_epoch)
     predictions = model.predict(val, config.batch_size)
-    threshold = balanced_threshold(predictions.of(classes[0]), np.array(predictions.label) == classes[0])
-    save_classifier(replace(model, threshold=threshold), {**asdict(config), "seed": seed}, out / "weights")
+    truth = np.array([list(classes).index(label) for label in predictions.label])
+    thresholds = thresholds_by_rule(predictions.of(classes[0]), truth == 0, config.threshold)
+    threshold = thresholds[config.threshold.rule]
+    temperature = fit_temperature(predictions.probability, truth)
+    chosen = replace(model, threshold=threshold, thresholds=thresholds, temperature=temperature)
+    save_classifier(chosen, {**asdict(config), "seed": seed}, out / "weights")
     return Trained(out / "weights", keeper.history, keeper.best_epoch, threshold, predictions)
 
 
@@ -94,10 +101,14 @@ def _fit(
 ) -> EpochKeeper:
     work.mkdir(parents=True, exist_ok=True)
     keeper = EpochKeeper(work)
+    keeper.restore()
+    if keeper.is_over(module.config.stop_after):
+        return keeper
     trainer = Trainer(
         accelerator=best_device().type,
         devices=1,
         max_epochs=module.config.epochs,
+        gradient_clip_val=module.config.gradient_clip,
         precision=module.config.precision,  # type: ignore[arg-type]  # checked by the config
         callbacks=[keeper, TQDMProgressBar(refresh_rate=10)],
         logger=logger or False,

@@ -13,8 +13,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from synthvision.artifact import write_bytes
 from synthvision.data.decoding import Pixels as Pixels
-from synthvision.data.decoding import decode_file, read_file
-from synthvision.data.unusable import UnusableImage
+from synthvision.data.decoding import decode_file
+from synthvision.data.decoding import read_file as read_file
+from synthvision.data.unusable import UnusableImage as UnusableImage
 from synthvision.manifest import Manifest
 
 MIN_SIDE = 16  # pixels; a smaller picture shows nothing

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from synthvision.data.columns import SPLITS, TELLABLE, told
+from synthvision.data.masks import is_mask, mask_of
 from synthvision.data.tables import read_table
 
 CAPTION = ".txt"
@@ -165,7 +167,10 @@ class TableSource(Provenance):
 
 @dataclass(frozen=True)
 class GuideSource(Provenance):
-    """A folder of guide images, each with its caption in a `.txt` file of the same stem."""
+    """A folder of guide images, each with its caption in a `.txt` file of the same stem.
+
+    A mask (see `masks`; white where the lesion is) or box (`NAME.box.txt`: left top right bottom) is optional.
+    """
 
     folder: str
     label: str
@@ -176,19 +181,33 @@ class GuideSource(Provenance):
 
         Raises:
             FileNotFoundError: the folder is missing or has no images.
-            ValueError: an image has no caption or an empty one, or a caption has no image.
+            ValueError: an image has no caption, an empty one or two, or a caption, mask or box has no image.
         """
-        files = list(_visible_files(_existing_folder(self.folder, "guides.folder"), "*"))
-        candidates = [file for file in files if file.suffix.lower() != CAPTION]
-        masks = _masks_of(candidates, self.masks)
-        images = [file for file in candidates if file not in set(masks.values())]
+        every = list(_visible_files(_existing_folder(self.folder, "guides.folder"), "*"))
+        pictures = [file for file in every if file.suffix.lower() != CAPTION]
+        named = _masks_of(pictures, self.masks)
+        files = [file for file in every if not is_mask(file) and file not in set(named.values())]
+        images = [file for file in files if file.suffix.lower() != CAPTION]
         if not images:
             raise FileNotFoundError(f"no guide images in {self.folder}; put them there or change guides.folder")
         lonely = {file.stem for file in files if file.suffix.lower() == CAPTION} - {file.stem for file in images}
         if lonely:
             raise ValueError(f"{self.folder}: captions without an image of the same stem: {sorted(lonely)}")
+        _require_pairs(self.folder, files, images)
+        masks = {file: mask_of(file) or named.get(file) for file in images}
+        unused = {file.name for file in every if is_mask(file)} - {mask.name for mask in masks.values() if mask}
+        if unused:
+            raise ValueError(f"{self.folder}: masks or boxes without an image of the same name: {sorted(unused)}")
         shared = {**self.known(), "label": self.label, "set": self.set}
-        return [Found(file, {**shared, "caption": _caption(file)}, masks.get(file)) for file in images]
+        return [Found(file, {**shared, "caption": _caption(file)}, masks[file]) for file in images]
+
+
+def _require_pairs(folder: str, files: Sequence[Path], images: Sequence[Path]) -> None:
+    """Refuse two images, or two captions, of one stem: which belongs to which cannot be told."""
+    for what, group in (("images", images), ("captions", [file for file in files if file not in images])):
+        twice = sorted(stem for stem, count in Counter(file.stem for file in group).items() if count > 1)
+        if twice:
+            raise ValueError(f"{folder}: two {what} of one name: {twice}; rename or remove one of each")
 
 
 def _caption(image: Path) -> str:

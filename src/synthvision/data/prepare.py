@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import math
 import re
 import shutil
 from collections import Counter
@@ -17,21 +18,19 @@ from synthvision.data.audit import Audit, traits_of, write_sheet
 from synthvision.data.book import SplitBook
 from synthvision.data.cache import ImageCache, Picture
 from synthvision.data.copies import Item, Left, TwoLabelsError, one_of_each, tied
-from synthvision.data.decoding import read_file
 from synthvision.data.dicom import BURNED_IN
-from synthvision.data.images import encode_png, write_png
+from synthvision.data.images import encode_png
 from synthvision.data.intake import FolderSource, Found, GuideSource, TableSource
 from synthvision.data.leakage import Leak, LeakError, Ties, find_leaks
-from synthvision.data.masks import prepared_mask
+from synthvision.data.masks import fit_mask, read_mask, write_mask
 from synthvision.data.reading import patient_hash, read_pictures
 from synthvision.data.rules import Rules
 from synthvision.data.splits import ShortageError, groups_of, split
 from synthvision.data.tone import ita_group
-from synthvision.data.unusable import UnusableImage
 from synthvision.manifest import Manifest, Record
 
 Source = FolderSource | TableSource
-MASK_END = ".mask.png"
+ENLARGED = 4  # times; a guide may be enlarged by no more
 GUIDES = "guides"  # the source of guides; the others are numbered
 UNUSABLE = "unusable"
 MOST_TOLD = 20  # leaks in an error message
@@ -52,10 +51,11 @@ def prepare(
 ) -> Audit:
     """Read all files once, write the used pictures as PNG of (size, size), and the Manifest over them.
 
-    Writes `images/<image_id>.png`, masks beside them, `manifest.csv` and `quarantine.csv` into `out`, and where leaks
-    are found `leaks.png`. `quarantine.csv` names source files and why each is not used; the manifest carries no name of
-    a file or patient. Pictures with equal pixels count once; near duplicates go to one side; pictures that are guides,
-    or whose patient has one, are not drawn for the splits. `audit.write_audit` writes what is returned.
+    Writes `images/<image_id>.png`, `masks/<image_id>.png` of those that have one, `manifest.csv` and `quarantine.csv`
+    into `out`, and where leaks are found `leaks.png`. `quarantine.csv` names source files and why each is not used; the
+    manifest carries no name of a file or patient. Pictures with equal pixels count once; near duplicates go to one
+    side; pictures that are guides, or whose patient has one, are not drawn for the splits. `audit.write_audit` writes
+    what is returned.
 
     Args:
         sources: real images with labels.
@@ -74,7 +74,8 @@ def prepare(
         LeakError: the same picture or patient is on two sides; `quarantine.csv` names the files.
     """
     _check(sources, guides, rules, classes)
-    shutil.rmtree(out / "images", ignore_errors=True)  # of an interrupted run
+    for leftover in (out / "images", out / "masks"):  # of an interrupted run
+        shutil.rmtree(leftover, ignore_errors=True)
     left: list[Left] = []
     try:
         return _prepared(sources, guides, rules, root, out, cache, left)
@@ -100,6 +101,7 @@ def _prepared(
     items = list(_items(found, pictures, rules, out.relative_to(root) / "images", left))
     _check_readable(len(found), left, rules.most_unusable)
     own = sum(item.record.split == "guide" for item in items)
+    enlarged = _enlarged(items[:own], rules.size)
     items, near = tied(one_of_each(items, rules.two_labels, left), cache.thumbs())
     guide_items, pool = items[:own], _without_guides_patients(items[:own], items[own:], left)
     splits = SplitBook(root, rules.counts, rules.seed, rules.stratify)
@@ -129,7 +131,7 @@ def _prepared(
         leaks=tuple(resolved),
         masks=sum(bool(record.mask) for record in manifest),
         conversions=dict(sorted(Counter(note for item in items for note in item.picture.conversions).items())),
-        warnings=_warnings(manifest),
+        warnings=(*_warnings(manifest), *enlarged),
         traits=tuple(traits_of(item) for item in items),
     )
 
@@ -311,27 +313,48 @@ def _written(
         png = encode_png(image)
         write_bytes(chosen.file(record), png, durable=False)
         tone = ita_group(image) if rules.estimate_tone and not record.skin_tone else ""
-        mask = _written_mask(chosen.file(record), item, rules.size, left)
+        mask = _written_mask(chosen.file(record).parents[1] / "masks", item, rules.size, left)
         yield replace(
             record,
             sha256=hashlib.sha256(png).hexdigest(),
-            mask=(Path(record.path).parent / mask).as_posix() if mask else "",
+            mask=(Path(record.path).parents[1] / "masks" / mask).as_posix() if mask else "",
             skin_tone_ita=tone,
         )
 
 
-def _written_mask(image: Path, item: Item, size: int, left: list[Left]) -> str:
-    """Write an image's mask, if it has one, beside it and return its name; a mask that cannot be used is left out."""
+def _written_mask(folder: Path, item: Item, size: int, left: list[Left]) -> str:
+    """Write an image's mask, if it has one, and return its name. One that cannot be used is left out, but a guide's."""
     if item.mask is None:
         return ""
     try:
-        mask = prepared_mask(read_file(item.mask), (item.picture.height, item.picture.width, 3), size)
-    except UnusableImage as error:
+        mask = fit_mask(read_mask(item.mask, item.picture.height, item.picture.width), size)
+        if not mask.any():
+            raise ValueError(
+                f"{item.mask} marks nothing within the central square of its image; move the crop or the mask"
+            )
+    except ValueError as error:
+        if item.record.split == "guide":
+            raise
         left.append(Left(item.record.image_id, item.mask, "mask", str(error)))
         return ""
-    file = image.with_name(f"{image.stem}{MASK_END}")
-    write_png(file, mask)
+    file = folder / f"{item.record.image_id}.png"
+    write_mask(file, mask)
     return file.name
+
+
+def _enlarged(guides: Sequence[Item], size: int) -> list[str]:
+    """Warn of guides that are enlarged; refuse one in which nothing of what shall be painted can be seen."""
+    warnings = []
+    for item in guides:
+        side = min(item.picture.height, item.picture.width)
+        if side * ENLARGED < size:
+            raise ValueError(
+                f"guide {item.source} must have {math.ceil(size / ENLARGED)} or more pixels a side to be enlarged "
+                f"to dataset.size={size}; it has {side}. Use a larger picture, or a smaller dataset.size"
+            )
+        if side < size:
+            warnings.append(f"guide {item.record.image_id} is enlarged from {side} to {size} pixels a side")
+    return warnings
 
 
 def _warnings(manifest: Manifest) -> tuple[str, ...]:

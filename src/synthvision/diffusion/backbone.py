@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 FAMILIES = ("sd", "sdxl")
 PACKAGE = "package:"
@@ -91,7 +91,7 @@ class Backbone:
 
     def __post_init__(self) -> None:
         self.vae.requires_grad_(False).eval()
-        self._lay_out(torch.channels_last)
+        self.lay_out(torch.channels_last)
         multiple = self.vae_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
         if self.config.resolution % multiple:
             raise ValueError(
@@ -231,8 +231,8 @@ class Backbone:
             add_watermarker=False,
         )
 
-    def _lay_out(self, memory_format: torch.memory_format) -> None:
-        # Convolutions run faster on channels-last weights, on the CPU and on the GPU.
+    def lay_out(self, memory_format: torch.memory_format) -> None:
+        """Order weights in memory, in place: convolutions run faster channels-last, on the CPU and on the GPU."""
         self.unet.to(memory_format=memory_format)
         self.vae.to(memory_format=memory_format)
 
@@ -243,13 +243,13 @@ class Backbone:
             shutil.rmtree(interrupted)
         partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
-            self._lay_out(torch.contiguous_format)  # safetensors stores no other
+            self.lay_out(torch.contiguous_format)  # safetensors stores no other
             self.pipeline().save_pretrained(partial, safe_serialization=True)
-            self._lay_out(torch.channels_last)
             partial.chmod(0o755)  # mkdtemp's 0700 would hide results from a team's shared group
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
         finally:
+            self.lay_out(torch.channels_last)
             shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -263,14 +263,11 @@ def load(config: BackboneConfig, dtype: torch.dtype = torch.float32) -> Backbone
     parts = _parts(config.family)
     source = _source(config, parts)
     try:
+        _check_family(config, source, parts)
         scheduler_config = DDPMScheduler.load_config(source, subfolder="scheduler", revision=config.revision)
         loaded = {name: _load_part(kind, source, name, config.revision, dtype) for name, kind in parts.items()}
     except OSError as error:
         raise FileNotFoundError(_remedy(config, parts, str(error).splitlines()[0])) from error
-    if (loaded["unet"].config.addition_embed_type == "text_time") != (config.family == "sdxl"):
-        raise ValueError(
-            f"backbone.family is {config.family!r}, but the UNet in {source} is not of that family; set backbone.family"
-        )
     return Backbone(
         config=config,
         vae=loaded["vae"],
@@ -279,6 +276,33 @@ def load(config: BackboneConfig, dtype: torch.dtype = torch.float32) -> Backbone
         tokenizers=tuple(loaded[name] for name in parts if name.startswith("tokenizer")),
         scheduler_config=dict(scheduler_config),
     )
+
+
+def _check_family(config: BackboneConfig, source: str, parts: Iterable[str]) -> None:
+    """Compare what the parts say of themselves, before gigabytes of weights are read."""
+    unet = _unet_config(source, config.revision)
+    _require_family(config, source, unet)
+    texts = [name for name in parts if name.startswith("text_encoder")]
+    told = [CLIPTextConfig.from_pretrained(source, subfolder=name, revision=config.revision) for name in texts]
+    width = sum(each.hidden_size for each in told)
+    if width != unet["cross_attention_dim"]:
+        raise ValueError(
+            f"the parts in {source} are of different models: the UNet reads texts of width "
+            f"{unet['cross_attention_dim']}, but that of {' and '.join(texts)} is {width}: take all of one model"
+        )
+
+
+def _require_family(config: BackboneConfig, source: str, unet: Mapping[str, Any]) -> None:
+    family = "sdxl" if unet.get("addition_embed_type") == "text_time" else "sd"
+    if family != config.family:
+        raise ValueError(
+            f"backbone.family is {config.family!r}, but the UNet in {source} is of family {family!r}: it reads texts "
+            f"of width {unet['cross_attention_dim']} (SD1.5: 768, SD2: 1024, SDXL: 2048). Set backbone.family={family}"
+        )
+
+
+def _unet_config(source: str, revision: str | None) -> dict[str, Any]:
+    return dict(UNet2DConditionModel.load_config(source, subfolder="unet", revision=revision))
 
 
 def _parts(family: str) -> dict[str, type]:
@@ -297,6 +321,8 @@ def _source(config: BackboneConfig, parts: Iterable[str]) -> str:
         folder = Path(config.source)
         if not folder.is_dir() and re.fullmatch(HUB_ID, config.source):
             return config.source
+    if (folder / "unet" / "config.json").is_file():  # a missing second text encoder may only be the wrong family
+        _require_family(config, str(folder), _unet_config(str(folder), None))
     missing = [name for name in (*parts, "scheduler") if not (folder / name).is_dir()]
     if missing:
         raise FileNotFoundError(_remedy(config, parts, f"{folder} has no {', '.join(missing)}"))

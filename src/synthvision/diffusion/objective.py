@@ -53,6 +53,29 @@ def add_noise(x_0: Tensor, noise: Tensor, t: Tensor, alphas_cumprod: Tensor) -> 
     return alpha * x_0 + sigma * noise
 
 
+def offset_noise(noise: Tensor, offset: Tensor, strength: float) -> Tensor:
+    """Return noise (B, C, h, w) plus one value per picture and channel, (B, C), so that brightness is learnt too.
+
+    Plain noise leaves a picture's mean nearly untouched; a model trained on it alone paints no very dark or very pale
+    skin.
+    """
+    return noise + strength * offset[:, :, None, None]
+
+
+def lesion_weights(mask: Tensor, share: float) -> Tensor:
+    """Return each latent cell's weight, mean 1 per picture, from how much of it is lesion: float (B, 1, h, w).
+
+    The mean of weighted errors is (1 - share) times the picture's mean error plus `share` times the lesion's own: that
+    is divided by the lesion's area, or small lesions would starve. A picture whose mask is empty counts evenly.
+
+    Args:
+        mask: in [0, 1], 1 where all of the cell is lesion; all zero for a picture without a mask.
+        share: in [0, 1].
+    """
+    area = mask.mean(dim=(1, 2, 3), keepdim=True)
+    return torch.where(area > 0, (1 - share) + share * mask / area.clamp(min=torch.finfo(mask.dtype).tiny), 1.0)
+
+
 def target_of(x_0: Tensor, noise: Tensor, t: Tensor, alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
     """Return what the UNet should say: the noise itself, or v; (B, C, h, w)."""
     if prediction_type == "epsilon":
@@ -85,7 +108,12 @@ def min_snr_weight(t: Tensor, alphas_cumprod: Tensor, gamma: float, prediction_t
 
 
 def dreambooth_loss(
-    prediction: Tensor, target: Tensor, n_instance: int, prior_weight: float, weights: Tensor | None = None
+    prediction: Tensor,
+    target: Tensor,
+    n_instance: int,
+    prior_weight: float,
+    weights: Tensor | None = None,
+    cells: Tensor | None = None,
 ) -> Losses:
     """Return the mean squared error of the instance half plus `prior_weight` times that of the class half.
 
@@ -95,8 +123,10 @@ def dreambooth_loss(
         n_instance: how many samples are guides; with no others the prior is zero.
         prior_weight: lambda in the DreamBooth paper.
         weights: float (B,), per sample, for both halves; None is all ones.
+        cells: float (B, 1, h, w), see `lesion_weights`; None is all ones.
     """
-    errors = (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))  # (B,)
+    squared = (prediction.float() - target.float()).square()
+    errors = (squared if cells is None else squared * cells).mean(dim=(1, 2, 3))  # (B,)
     if weights is not None:
         errors = errors * weights
     instance = errors[:n_instance].mean()

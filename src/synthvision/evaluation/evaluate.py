@@ -2,20 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 
+from synthvision.classification.calibration import at_temperature
 from synthvision.evaluation import metrics
+from synthvision.evaluation.decision_curve import Abstention, DecisionCurve, abstention, decision_curve
+from synthvision.evaluation.fairness import Gap, gaps
 from synthvision.evaluation.intervals import DRAWS, Estimate, bootstrap, delong, patient_draws, wilson
 from synthvision.evaluation.metrics import Curve, Flags, Floats, Integers, ReportRow
+from synthvision.evaluation.operating import AtPrevalence, OperatingPoint, at_prevalences, operating_points
+from synthvision.evaluation.reliability import Reliability, reliability
 from synthvision.evaluation.subgroups import MINIMUM, Subgroup, subgroups
-from synthvision.manifest import Manifest, Record
+from synthvision.manifest import COLUMNS, Manifest, Record
 from synthvision.predictions import Predictions
 
 SUBGROUP_COLUMNS = ("skin_tone", "body_part")
 BLOCK = 200  # bootstrap draws at a time: keeps memory flat for large test sets
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What was fixed before the test set was opened.
+
+    Raises:
+        ValueError: a value breaks its rule; the message names key, rule and value.
+    """
+
+    thresholds: Mapping[str, float] = field(default_factory=dict)  # rule -> threshold, from validation
+    temperature: float = 1.0  # from validation; makes probabilities honest and changes no decision
+    prevalences: Sequence[float] = ()  # shares of diseased people for which predictive values are stated
+    subgroups: Sequence[str] = SUBGROUP_COLUMNS  # columns of the manifest
+    intersections: bool = True  # also every pair of these columns
+    minimum: int = MINIMUM  # images below which nothing is said of a subgroup
+
+    def __post_init__(self) -> None:
+        for value in self.prevalences:
+            if not 0 < value < 1:
+                raise ValueError(f"evaluate.prevalences must lie between 0 and 1, both left out; there is {value!r}")
+        unknown = [name for name in self.subgroups if name not in COLUMNS]
+        if unknown:
+            raise ValueError(f"evaluate.subgroups must be columns of the manifest, {COLUMNS}; these are not: {unknown}")
+        if self.minimum < 1:
+            raise ValueError(f"evaluate.minimum must be at least 1 image; it is {self.minimum!r}")
+
+
+DEFAULTS = Choices()
 
 
 @dataclass(frozen=True)
@@ -46,10 +81,23 @@ class Evaluation:
     precision_recall: Curve
     subgroups: tuple[Subgroup, ...]
     subgroup_minimum: int
+    gaps: tuple[Gap, ...]
+    operating_points: tuple[OperatingPoint, ...]
+    at_prevalences: tuple[AtPrevalence, ...]
+    macro: dict[str, Estimate]  # means over the classes, each against all others
+    reliability: tuple[Reliability, ...]  # as the classifier says it, and at the temperature from validation
+    decision_curve: DecisionCurve  # of the calibrated probability
+    abstention: Abstention
 
 
 def evaluate(
-    predictions: Predictions, manifest: Manifest, threshold: float, positive: str, seed: int = 0, draws: int = DRAWS
+    predictions: Predictions,
+    manifest: Manifest,
+    threshold: float,
+    positive: str,
+    seed: int = 0,
+    draws: int = DRAWS,
+    choices: Choices = DEFAULTS,
 ) -> Evaluation:
     """Return all results of `predictions` on the images of `manifest`.
 
@@ -60,6 +108,7 @@ def evaluate(
         positive: the class that is looked for.
         seed: of the bootstrap.
         draws: of the bootstrap.
+        choices: what else was fixed before.
 
     Raises:
         ValueError: predictions and manifest do not describe the same real images, a class has no image, or the
@@ -76,6 +125,10 @@ def evaluate(
     weights = patient_draws(patients, draws, seed)
     estimates, by_patient = _overall(truth, decided, predictions.probability, k, weights, len(set(patients)))
     is_positive, score = truth == k, predictions.probability[:, k]
+    honest = at_temperature(predictions.probability, choices.temperature)[:, k]
+    groups = _groups(records, choices)
+    people = len(set(patients))
+    per_class = _per_class(classes, truth, decided, predictions.probability, weights, people)
     return Evaluation(
         classes=classes,
         positive=positive,
@@ -86,18 +139,33 @@ def evaluate(
         confusion=tuple(tuple(int(count) for count in row) for row in matrix),
         estimates=estimates,
         by_patient=by_patient,
-        per_class=_per_class(classes, truth, decided, predictions.probability, weights, len(set(patients))),
+        per_class=per_class,
         report=metrics.classification_report(matrix, classes),
         roc=metrics.roc_curve(is_positive, score),
         precision_recall=metrics.precision_recall_curve(is_positive, score),
-        subgroups=subgroups(
-            {name: [getattr(record, name) for record in records] for name in SUBGROUP_COLUMNS},
-            is_positive,
-            decided == k,
-            score,
+        subgroups=subgroups(groups, is_positive, decided == k, score, choices.minimum),
+        subgroup_minimum=choices.minimum,
+        gaps=gaps(groups, is_positive, decided == k, patients, choices.minimum),
+        operating_points=operating_points(is_positive, score, choices.thresholds, threshold),
+        at_prevalences=at_prevalences(estimates["sensitivity"], estimates["specificity"], choices.prevalences),
+        macro=_macro(classes, truth, decided, predictions.probability, weights, people),
+        reliability=tuple(
+            reliability(is_positive, said, temperature, weights, people)
+            for said, temperature in ((score, 1.0), (honest, choices.temperature))
         ),
-        subgroup_minimum=MINIMUM,
+        decision_curve=decision_curve(is_positive, honest, weights),
+        abstention=abstention(is_positive, score, threshold),
     )
+
+
+def _groups(records: list[Record], choices: Choices) -> dict[str, list[str]]:
+    """Return each subgroup column's cells, and those of each pair of columns."""
+    single = {name: [str(getattr(record, name)) for record in records] for name in choices.subgroups}
+    known = {name: cells for name, cells in single.items() if any(cells)}
+    pairs = combinations(known, 2) if choices.intersections else ()
+    joined = {f"{a} and {b}": [f"{x}, {y}" if x and y else "" for x, y in zip(known[a], known[b], strict=True)]
+              for a, b in pairs}  # fmt: skip
+    return {**single, **joined}
 
 
 def _matched(predictions: Predictions, manifest: Manifest) -> list[Record]:
@@ -145,6 +213,17 @@ def _overall(
     right = int((truth == decided).sum())
     exact = {**_exact(truth == k, decided == k, probability[:, k]), "accuracy": wilson(right, len(truth))}
     return {**by_patient, **exact}, by_patient
+
+
+def _macro(
+    classes: tuple[str, ...], truth: Integers, decided: Integers, probability: Floats, weights: Floats, patients: int
+) -> dict[str, Estimate]:
+    def measures(w: Floats) -> dict[str, Floats]:
+        matrix = metrics.confusion_matrix(truth, decided, len(classes), w)
+        each = [_against_rest(matrix, truth == k, probability[:, k], k, w) for k in range(len(classes))]
+        return {name: np.mean([row[name] for row in each], axis=0) for name in each[0]}
+
+    return _bootstrapped(measures, weights, patients)
 
 
 def _per_class(

@@ -55,7 +55,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _styled(draw: Callable[P, R]) -> Callable[P, R]:
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """Draw in this report's style."""
+
     @wraps(draw)
     def inside(*args: P.args, **kwargs: P.kwargs) -> R:
         with mpl.rc_context(STYLE):
@@ -64,18 +66,19 @@ def _styled(draw: Callable[P, R]) -> Callable[P, R]:
     return inside
 
 
-def _panel(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
+def panel(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
+    """Return a figure with one panel, in inches."""
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots()
 
 
-@_styled
+@styled
 def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str], normalised: bool) -> Figure:
     """Return a confusion matrix as counts, or as shares of each true class."""
     counts = np.asarray(confusion, dtype=np.float64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure, axes = _panel()
+    figure, axes = panel()
     axes.pcolormesh(shares, cmap=BLUES, vmin=0, vmax=1, edgecolors="white", linewidth=2)
     for (row, column), share in np.ndenumerate(shares):
         text = f"{share:.2f}" if normalised else f"{counts[row, column]:.0f}"
@@ -91,16 +94,17 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str],
     return figure
 
 
-def _unit_square(axes: Axes, xlabel: str, ylabel: str) -> None:
+def unit_square(axes: Axes, xlabel: str, ylabel: str) -> None:
+    """Let both axes run from 0 to 1."""
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=xlabel, ylabel=ylabel, aspect="equal")
     axes.grid(color=GRID)
 
 
-@_styled
+@styled
 def roc_figure(evaluation: Evaluation) -> Figure:
     """Return the ROC curve with its area, the line of chance and the operating point with its intervals."""
-    figure, axes = _panel()
-    _unit_square(axes, "1 - specificity", "sensitivity")
+    figure, axes = panel()
+    unit_square(axes, "1 - specificity", "sensitivity")
     auc = evaluation.estimates["auc"]
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=DASHES[2], label="chance: AUC 0.5")
     label = f"AUC {auc.value:.3f}\n({auc.low:.3f} to {auc.high:.3f}, {auc.method})"
@@ -117,11 +121,11 @@ def roc_figure(evaluation: Evaluation) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def precision_recall_figure(evaluation: Evaluation) -> Figure:
     """Return the precision-recall curve with average precision, the line of chance and the operating point."""
-    figure, axes = _panel()
-    _unit_square(axes, "recall (sensitivity)", "precision (PPV)")
+    figure, axes = panel()
+    unit_square(axes, "recall (sensitivity)", "precision (PPV)")
     ap, prevalence = evaluation.estimates["average_precision"], evaluation.prevalence
     axes.axhline(prevalence, color=GREY, linestyle=DASHES[2], label=f"chance: AP {prevalence:.2f}")
     limits = f"\n({ap.low:.3f} to {ap.high:.3f}, bootstrap)" if math.isfinite(ap.low) else ""
@@ -133,12 +137,12 @@ def precision_recall_figure(evaluation: Evaluation) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def series_figure(
     history: Sequence[Mapping[str, float]], x: str, names: Sequence[str], ylabel: str, chosen: float | None = None
 ) -> Figure:
     """Return curves: columns `names` of `history` over its column `x`; `chosen` marks the epoch that was kept."""
-    figure, axes = _panel((4.4, 3.2))
+    figure, axes = panel((4.4, 3.2))
     for index, name in enumerate(names):
         points = [(row[x], row[name]) for row in history if name in row and math.isfinite(row[name])]
         marker = "o" if len(points) < 30 else None
@@ -154,7 +158,7 @@ def series_figure(
     return figure
 
 
-@_styled
+@styled
 def subgroup_figure(
     subgroups: Sequence[Subgroup], measure: Literal["sensitivity", "specificity"], overall: float
 ) -> Figure:
@@ -167,7 +171,7 @@ def subgroup_figure(
             labels.append(heading)
         drawn.append((len(labels), getattr(group, measure)))
         labels.append(f"{group.value} (n = {group.positives if measure == 'sensitivity' else group.others})")
-    figure, axes = _panel((4.4, 0.9 + 0.3 * len(labels)))
+    figure, axes = panel((4.4, 0.9 + 0.3 * len(labels)))
     axes.axvline(overall, color=GREY, linestyle=DASHES[2], linewidth=1)
     for row, estimate in drawn:
         if estimate is None:
@@ -192,7 +196,7 @@ def figures_of(result: Evaluation) -> dict[str, Figure]:
     }
 
 
-@_styled
+@styled
 def png(figure: Figure, dpi: int = 150) -> bytes:
     """Return the figure as PNG; the same figure gives the same bytes."""
     out = io.BytesIO()
@@ -200,7 +204,7 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
     return out.getvalue()
 
 
-@_styled
+@styled
 def svg(figure: Figure, name: str, title: str, description: str) -> str:
     """Return the figure as an SVG element to put into a page.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 
 from synthvision.artifact import write_json, write_text
 from synthvision.evaluation import figures, words
+from synthvision.evaluation.figures_use import figures_of_use, tables_of
 from synthvision.evaluation.report_content import build, smoothed
 from synthvision.evaluation.report_input import ReportInput, StageRow
 from synthvision.manifest import Manifest, Record
@@ -32,21 +34,36 @@ TITLES = {
     "confusion-shares": "Confusion matrix, share of each true class",
     "roc": "ROC curve",
     "precision-recall": "Precision-recall curve",
+    "reliability": "Reliability diagram",
+    "decision-curve": "Decision curve",
+    "abstention": "Wrong answers over the share of images answered",
 }
+CARDS = ("model_card", "data_sheet")
 NOT_PLOTTED = ("lr", "step", "epoch", "seconds")
 
 
 def write_report(given: ReportInput, out: Path) -> Path:
-    """Write report.html, report.json and figures/*.svg into `out`, and return the path of the HTML file."""
+    """Write report.html, report.json, model_card.md, data_sheet.md and figures/*.svg and *.csv into `out`.
+
+    Returns:
+        The path of the HTML file.
+    """
     content = build(given)
     drawn = _figures(given)
     for name, image in drawn.items():
         write_text(out / "figures" / f"{name}.svg", image)
+    for name, table in tables_of(given.evaluation).items():
+        write_text(out / "figures" / f"{name}.csv", _csv(*table))
     write_json(out / "report.json", content)
+    for name in CARDS:
+        text = _environment().get_template(f"{name}.md.j2").render(**content)
+        write_text(out / f"{name}.md", "\n".join(line.rstrip() for line in text.splitlines()) + "\n")
     template = _environment().get_template("report.html.j2")
     page = template.render(
         **content, figures={name: Markup(image) for name, image in drawn.items()}, grids=_grids(given),
         samples=[thumbnail(path, 640) for path in given.samples], words=words,
+        error_pictures={case.image_id: thumbnail(case.picture, 640) for case in given.errors},
+        neighbours=_neighbours(given),
     )  # fmt: skip
     write_text(out / "report.html", page)
     return out / "report.html"
@@ -54,7 +71,8 @@ def write_report(given: ReportInput, out: Path) -> Path:
 
 def _figures(given: ReportInput) -> dict[str, str]:
     result = given.evaluation
-    drawn = {name: (figure, TITLES[name]) for name, figure in figures.figures_of(result).items()}
+    made = {**figures.figures_of(result), **figures_of_use(result)}
+    drawn = {name: (figure, TITLES[name]) for name, figure in made.items()}
     measures: tuple[Literal["sensitivity", "specificity"], ...] = ("sensitivity", "specificity")
     for measure in measures:
         if result.subgroups:
@@ -80,6 +98,12 @@ def _figures(given: ReportInput) -> dict[str, str]:
     }
 
 
+def _csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([columns, *rows])
+    return out.getvalue()
+
+
 def _columns(rows: Sequence[Mapping[str, float]]) -> list[str]:
     names = dict.fromkeys(name for row in rows for name in row)
     return [name for name in names if name.split("/")[-1] not in NOT_PLOTTED]
@@ -94,6 +118,12 @@ def _grids(given: ReportInput) -> dict[str, list[dict[str, str]]]:
         "rejected": candidates.where(decision="reject"),
     }
     return {name: [_tile(manifest, record) for record in _spread(manifest)] for name, manifest in chosen.items()}
+
+
+def _neighbours(given: ReportInput) -> dict[str, str]:
+    wanted = {name for case in given.errors for name in case.neighbours}
+    near = given.training.where(lambda record: record.image_id in wanted)
+    return {record.image_id: thumbnail(near.file(record), TILE_SIDE) for record in near}
 
 
 def _spread(manifest: Manifest) -> list[Record]:
@@ -126,10 +156,10 @@ def thumbnail(path: Path, side: int) -> str:
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
+        autoescape=lambda name: name is None or not name.endswith(".md.j2"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=words.percent, decimal=words.decimal)
+    environment.filters.update(percent=words.percent, decimal=words.decimal, signed=words.signed)
     return environment

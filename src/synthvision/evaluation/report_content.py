@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from synthvision.evaluation import words
+from synthvision.evaluation.decision_curve import COVERAGES
 from synthvision.evaluation.evaluate import Evaluation
+from synthvision.evaluation.guidelines import checklists
 from synthvision.evaluation.metrics import report_text
 from synthvision.evaluation.report_input import ReportInput
 from synthvision.manifest import Manifest, kind_of_reason, labels_of
@@ -41,6 +43,14 @@ def build(given: ReportInput) -> dict[str, Any]:
         "evaluation": result,
         "measures": _measures(result),
         "report_text": report_text(result.report),
+        "rules": words.RULES,
+        "fairness": words.fairness(result),
+        "coverages": COVERAGES,
+        "checklists": checklists(given),
+        "training_counts": _training_counts(given.training),
+        "licences": _stated(given, "licence"),
+        "consents": _stated(given, "consent"),
+        "standards": _stated(given, "reference_standard"),
         "best_epoch": given.best_epoch,
         "diffusion_losses": given.diffusion_losses,
         "history": given.history,
@@ -51,6 +61,7 @@ def build(given: ReportInput) -> dict[str, Any]:
         "versions": given.versions,
         "seeds": given.seeds,
         "limits": given.limits,
+        "errors": [{**asdict(case), "picture": case.picture.name} for case in given.errors],
     }
     plain: dict[str, Any] = _plain(content)
     return plain
@@ -98,6 +109,16 @@ def _data(given: ReportInput) -> list[dict[str, Any]]:
                 for origin in ("real", "synthetic")}  # fmt: skip
         rows.append({"label": label, **cells, **used})
     return rows
+
+
+def _training_counts(training: Manifest) -> list[dict[str, Any]]:
+    counted = Counter((record.label, record.origin) for record in training)
+    return [{"label": label, "origin": origin, "images": n} for (label, origin), n in sorted(counted.items())]
+
+
+def _stated(given: ReportInput, column: str) -> dict[str, int]:
+    """Return how many real images state what in a column."""
+    return dict(sorted(Counter(getattr(record, column) or "not stated" for record in given.real).items()))
 
 
 def _count(manifest: Manifest) -> dict[str, int]:

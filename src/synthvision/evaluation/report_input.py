@@ -24,6 +24,19 @@ class StageRow:
 
 
 @dataclass(frozen=True)
+class ErrorCase:
+    """One test image with what the classifier made of it."""
+
+    image_id: str
+    truth: str
+    called: str
+    probability: float  # of the positive class
+    picture: Path  # the image beside its maps
+    neighbours: Sequence[str]  # image ids of the training images nearest to it, the nearest first
+    said: str  # what the maps are worth for this image
+
+
+@dataclass(frozen=True)
 class ReportInput:
     """All that the report shows. Paths of images come from the manifests; no other path appears in the page."""
 
@@ -50,4 +63,5 @@ class ReportInput:
     banners: Sequence[str] = ()  # beside those for phantoms and unattended review, which the report adds itself
     warnings: Sequence[str] = ()
     limits: Sequence[str] = ()
+    errors: Sequence[ErrorCase] = ()  # wrong calls with what the classifier looked at and what they resemble
     samples: Sequence[Path] = ()  # grids drawn while the diffusion model trained, in order

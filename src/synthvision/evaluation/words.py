@@ -45,6 +45,11 @@ def decimal(value: float | None, digits: int = 3) -> str:
     return UNKNOWN if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
+def signed(value: float | None) -> str:
+    """Return a difference of shares in percentage points, with its sign."""
+    return UNKNOWN if value is None or not math.isfinite(value) else f"{100 * value:+.1f}"
+
+
 def show(name: str, value: float | None) -> str:
     """Return a measure's value in its own unit: shares in percent, areas and correlations as decimals."""
     return percent(value) if name in PERCENTAGES else decimal(value)
@@ -55,6 +60,38 @@ def between(name: str, estimate: Estimate) -> str:
     if not math.isfinite(estimate.low):
         return UNKNOWN
     return f"{show(name, estimate.low)} to {show(name, estimate.high)}"
+
+
+RULES = {  # of thresholds -> what they look for on validation images
+    "logistic": "both classes equally likely, counted as equally frequent",
+    "youden": "greatest sensitivity + specificity",
+    "sensitivity": "highest threshold that keeps the wanted sensitivity",
+    "specificity": "lowest threshold that keeps the wanted specificity",
+    "cost": "least expected cost, a miss weighing more than a false alarm",
+}
+
+
+def fairness(evaluation: Evaluation) -> str:
+    """Return in one sentence whether some are served worse than others."""
+    if not evaluation.gaps:
+        return "There are too few images in every subgroup to say whether some are served worse than others."
+    named = [
+        f"{gap.measure} for {gap.value} ({gap.column.replace('_', ' ')}) is {signed(gap.difference.value)} points "
+        f"({signed(gap.difference.low)} to {signed(gap.difference.high)}) from that of all others"
+        for gap in evaluation.gaps
+        if gap.found
+    ]
+    count = len(evaluation.gaps)
+    if named:
+        return (
+            f"Of {count} comparisons of subgroups, after Holm's correction, a difference is shown: {'; '.join(named)}."
+        )
+    widest = max(evaluation.gaps, key=lambda gap: gap.difference.high - gap.difference.low)
+    return (
+        f"Of {count} comparisons of subgroups none shows a difference after Holm's correction. That is no proof of "
+        f"equality: the widest interval runs from {signed(widest.difference.low)} to {signed(widest.difference.high)} "
+        "points."
+    )
 
 
 @dataclass(frozen=True)
@@ -112,6 +149,7 @@ def remarks(
         *_patients_of_guides(real),
         _leaks(leaks, real, training),
         *_confounded(training),
+        Remark(any(gap.found for gap in evaluation.gaps), fairness(evaluation)),
         *_strongest(probes),
         *_unknown(real),
     ]

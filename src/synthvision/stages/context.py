@@ -20,6 +20,10 @@ WEIGHTS = "weights"
 PACKAGES = ("torch", "diffusers", "transformers", "timm", "pytorch-lightning", "mlflow", "numpy", "pillow")
 
 
+class Waiting(Exception):  # noqa: N818 - no error: the study waits for people
+    """A stage cannot begin before people have done their part; the message says what is missing and what to do."""
+
+
 @dataclass(frozen=True)
 class Result:
     """What a stage wants logged."""

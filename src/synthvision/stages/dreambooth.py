@@ -10,6 +10,8 @@ from synthvision.diffusion.backbone import PACKAGE, PACKAGE_WEIGHTS
 from synthvision.diffusion.prompts import expand
 from synthvision.stages.context import Context, Result
 
+CLASS_IMAGES = "class_images"  # in the study's folder: trainings of one backbone share them
+
 
 def run_dreambooth(given: Context) -> Result:
     """Personalise the diffusion model on the guides."""
@@ -19,10 +21,12 @@ def run_dreambooth(given: Context) -> Result:
     prompts = expand(templates, disease.attributes, study.dreambooth.class_images, study.seed)
     done = dreambooth.train(
         backbone.load(study.backbone), guides, disease.subject, [prompt.text for prompt in prompts], study.dreambooth,
-        given.out, given.work, study.seed, given.logger,
+        given.out, given.work, study.seed, given.logger, study.folder / CLASS_IMAGES,
     )  # fmt: skip
     metrics = {f"final/{name}_loss": value for name, value in done.final.items()}
-    return Result(metrics, files=done.grids, inputs={"guides": guides})
+    metrics |= {f"reached/{name}": value for name, value in done.reached.items()}
+    tags = {f"chosen/{name}": value for name, value in done.chosen.items()}
+    return Result(metrics, files=done.grids, inputs={"guides": guides}, tags=tags)
 
 
 def weights_digest(source: str | None) -> str:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from synthvision import artifact
 from synthvision.classification.train import predict
-from synthvision.evaluation.evaluate import evaluate
+from synthvision.evaluation.evaluate import Evaluation, evaluate
 from synthvision.evaluation.figures import figures_of, png
 from synthvision.evaluation.intervals import Estimate
 from synthvision.evaluation.ledger import Ledger, Opening
 from synthvision.evaluation.probes import Probe
 from synthvision.evaluation.shortcuts import probe_metrics, probe_study, read_probes, write_probes
 from synthvision.manifest import Manifest
+from synthvision.predictions import Predictions
 from synthvision.stages.context import WEIGHTS, Context, Result
 
 
@@ -27,7 +28,7 @@ def run_evaluate(given: Context) -> Result:
     opening = open_test_set(given, test)
     predictions = predict(given.before["classify"] / WEIGHTS, test, study.classifier.batch_size)
     predictions.write(given.out / "predictions.csv")
-    result = evaluate(predictions, test, threshold_of(given), study.disease.positive, study.seed)
+    result = evaluated(given, predictions, test)
     artifact.write_json(given.out / "evaluation.json", asdict(result))
     write_probes(given.out / "probes.json", probes)
     for name, figure in figures_of(result).items():
@@ -54,8 +55,13 @@ def identity_of(test: Manifest) -> str:
     return artifact.digest_of(sorted((record.image_id, record.label) for record in test))
 
 
-def threshold_of(given: Context) -> float:
-    return float(json.loads((given.before["classify"] / WEIGHTS / "model.json").read_text())["threshold"])
+def evaluated(given: Context, predictions: Predictions, test: Manifest) -> Evaluation:
+    """Return all results at the thresholds and the temperature that validation gave."""
+    chosen = json.loads((given.before["classify"] / WEIGHTS / "model.json").read_text())
+    return evaluate(
+        predictions, test, float(chosen["threshold"]), given.study.disease.positive, given.study.seed,
+        choices=given.study.evaluate.choices(chosen["thresholds"], chosen["temperature"]),
+    )  # fmt: skip
 
 
 def _probes(given: Context) -> tuple[Probe, ...]:

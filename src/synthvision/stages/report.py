@@ -7,7 +7,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from synthvision.evaluation.evaluate import evaluate
 from synthvision.evaluation.ledger import Ledger
 from synthvision.evaluation.probes import Probe
 from synthvision.evaluation.report import ReportInput, write_report
@@ -15,7 +14,7 @@ from synthvision.evaluation.shortcuts import read_probes
 from synthvision.manifest import Manifest
 from synthvision.predictions import Predictions
 from synthvision.stages.context import WEIGHTS, Context, Result, versions
-from synthvision.stages.evaluate import identity_of, threshold_of
+from synthvision.stages.evaluate import evaluated, identity_of
 from synthvision.stages.prepare import PROBES
 
 
@@ -24,13 +23,7 @@ def run_report(given: Context) -> Result:
     study, disease = given.study, given.study.disease
     real = given.manifest("prepare")
     test = real.where(split="test")
-    result = evaluate(
-        Predictions.read(given.before["evaluate"] / "predictions.csv"),
-        test,
-        threshold_of(given),
-        disease.positive,
-        study.seed,
-    )
+    result = evaluated(given, Predictions.read(given.before["evaluate"] / "predictions.csv"), test)
     audit = json.loads((given.before["prepare"] / "audit.json").read_text())
     described = json.loads((given.before["classify"] / WEIGHTS / "model.json").read_text())
     trained = given.before.get("dreambooth")

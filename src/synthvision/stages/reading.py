@@ -1,0 +1,93 @@
+"""A reading session: the page for physicians, their decisions as a spreadsheet, and the proof that none was altered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from synthvision.manifest import Manifest
+from synthvision.review.desk import Desk
+from synthvision.review.findings import findings
+from synthvision.review.policy import PhysicianPolicy
+from synthvision.review.queue import Material
+from synthvision.review.server import Address, serve
+from synthvision.review.sheet import SHEET, read_sheet, write_sheet
+from synthvision.review.store import Store
+from synthvision.stages.context import MANIFEST
+from synthvision.stages.review import heads, store_file
+from synthvision.study import Study
+
+ACTIONS = ("page", "export", "import", "verify")
+
+
+@dataclass(frozen=True)
+class Session:
+    """What `stage=review` shall do: `conf/stage/review.yaml`.
+
+    Raises:
+        ValueError: a value breaks its rule; the message names the key.
+    """
+
+    action: str = "page"  # one of ACTIONS
+    host: str = "127.0.0.1"
+    port: int = 8765
+    names: Sequence[str] = field(default_factory=list)
+    reader: str = ""  # export and import: whose decisions
+    folder: str = ""  # export and import: of the spreadsheet and its images
+
+    def __post_init__(self) -> None:
+        if self.action not in ACTIONS:
+            raise ValueError(f"stage.action must be one of {ACTIONS}; it is {self.action!r}")
+        if self.action in ("export", "import"):
+            for key in ("reader", "folder"):
+                if not getattr(self, key):
+                    raise ValueError(f"stage.action={self.action} needs stage.{key}; it is empty")
+        Address(self.host, self.port, self.names)
+
+
+def read(session: Session, study: Study, before: Mapping[str, Path], say: Callable[[str], None]) -> None:
+    """Do what the session asks for; the page is served until Ctrl-C.
+
+    Args:
+        session: what to do.
+        study: its review policy is a physician's.
+        before: folders of `prepare` and `generate`.
+        say: told where the page is, and what was done.
+
+    Raises:
+        ChainError: a decision was altered; other ValueErrors name what they are about.
+    """
+    with Store(store_file(study)) as store:
+        head = store.verify(heads(study))
+        if session.action == "verify":
+            say(f"{head.count} decisions and undos, chain unbroken, last hash {head.hash}")
+            return
+        desk = _desk(study, before, store)
+        folder = Path(session.folder)
+        if session.action == "export":
+            number = write_sheet(folder, desk, session.reader)
+            say(f"{number} images and {folder / SHEET}: fill in decision, reason and note, then stage.action=import")
+        elif session.action == "import":
+            say(f"{read_sheet(folder, desk, session.reader)} new decisions of {session.reader} from {folder / SHEET}")
+        else:
+            serve(desk, Address(session.host, session.port, session.names), say)
+
+
+def _desk(study: Study, before: Mapping[str, Path], store: Store) -> Desk:
+    policy, disease = study.review, study.disease
+    assert isinstance(policy, PhysicianPolicy)  # pipeline.py reads under no other policy
+    real = Manifest.read(before["prepare"] / MANIFEST, study.folder)
+    guides = real.where(split="guide")
+    material = Material(
+        candidates=Manifest.read(before["generate"] / MANIFEST, study.folder),
+        guides=guides,
+        real=real.where(split="val", label=disease.positive),
+        policy=policy,
+        reasons=disease.reject_reasons,
+        identifier=disease.subject.identifier,
+        title=f"{disease.name}: {disease.positive}",
+    )
+    shown = material.candidates + Manifest(tuple(material.salted()), study.folder)
+    checks = findings(shown, guides, real, policy, study.dataset.size, store_file(study).parent)
+    return Desk(material, store, checks)

@@ -1,0 +1,120 @@
+"""Comparing arms: against definitions and scipy, by their error rates, and what a test set can show at all."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from synthvision.evaluation.comparison import (
+    ArmRuns,
+    bootstrap_p,
+    delong_paired,
+    differences,
+    mcnemar_p,
+    smallest_difference,
+)
+from synthvision.evaluation.metrics import roc_auc
+
+N = 200
+TRUTH = np.arange(N) < N // 2
+PATIENTS = [str(n // 2) for n in range(N)]
+
+
+def arm(rng: np.random.Generator, shift: float, seeds: int = 3, base: np.ndarray | None = None) -> ArmRuns:
+    """Return runs whose scores separate the classes by `shift`; runs of arms share what is hard in an image."""
+    hard = np.zeros(N) if base is None else base
+    score = rng.normal(np.where(TRUTH, shift, -shift) + hard, 0.7, (seeds, N))
+    return ArmRuns(score > 0, 1 / (1 + np.exp(-score)))
+
+
+def test_mcnemar_is_a_binomial_test_of_the_images_on_which_both_differ():
+    rng = np.random.default_rng(0)
+    a, b = rng.random(80) < 0.9, rng.random(80) < 0.75
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    assert mcnemar_p(a, b) == pytest.approx(binomtest(only_a, only_a + only_b).pvalue)
+
+
+def test_paired_delong_equals_the_definition_by_pairs():
+    rng = np.random.default_rng(1)
+    first, second = (np.round(rng.normal(TRUTH, 1.0), 1) for _ in range(2))
+
+    def wins(score):
+        return (score[TRUTH][:, None] > score[~TRUTH]) + 0.5 * (score[TRUTH][:, None] == score[~TRUTH])
+
+    components = [(wins(s).mean(1), wins(s).mean(0)) for s in (first, second)]
+    across = np.cov(components[0][0], components[1][0]) / TRUTH.sum()
+    down = np.cov(components[0][1], components[1][1]) / (~TRUTH).sum()
+    variance = (across + down)[0, 0] + (across + down)[1, 1] - 2 * (across + down)[0, 1]
+    estimate, p = delong_paired(TRUTH, first, second)
+    assert estimate.value == pytest.approx(float(roc_auc(TRUTH, first) - roc_auc(TRUTH, second)))
+    assert estimate.high - estimate.value == pytest.approx(1.959964 * math.sqrt(variance))
+    assert p == pytest.approx(math.erfc(abs(estimate.value) / math.sqrt(2 * variance)))
+    assert delong_paired(TRUTH, first, first)[1] == 1.0
+
+
+def test_a_better_arm_is_found_better_and_an_equal_one_is_not():
+    rng = np.random.default_rng(2)
+    hard = rng.normal(0, 0.5, N)
+    arms = {"base": arm(rng, 0.6, base=hard), "same": arm(rng, 0.6, base=hard), "better": arm(rng, 1.6, base=hard)}
+    same, better = differences(arms, "base", TRUTH, PATIENTS, draws=2000)
+    assert (same.arm, better.arm) == ("same", "better")
+    assert better.accuracy.low > 0
+    assert better.p_adjusted < 0.01
+    assert same.accuracy.low < 0 < same.accuracy.high
+    assert max(better.mcnemar) < 0.05
+    right = {name: (runs.called == TRUTH).mean() for name, runs in arms.items()}
+    assert better.accuracy.value == pytest.approx(right["better"] - right["base"])
+    assert better.detectable < better.accuracy.value
+    assert len(better.delong) == 3
+
+
+def test_holm_makes_p_larger_the_more_arms_are_compared():
+    rng = np.random.default_rng(3)
+    arms = {"base": arm(rng, 0.6)} | {f"a{n}": arm(rng, 0.9) for n in range(4)}
+    alone = differences({name: arms[name] for name in ("base", "a0")}, "base", TRUTH, PATIENTS, 500)[0]
+    among = differences(arms, "base", TRUTH, PATIENTS, 500)[0]
+    assert alone.p == alone.p_adjusted == among.p
+    assert among.p_adjusted >= among.p
+
+
+def test_equal_arms_are_called_different_about_one_time_in_twenty():
+    rng, called = np.random.default_rng(4), 0
+    for _ in range(60):
+        hard = rng.normal(0, 0.5, N)
+        arms = {"a": arm(rng, 0.7, 1, hard), "b": arm(rng, 0.7, 1, hard)}
+        called += differences(arms, "a", TRUTH, [str(n) for n in range(N)], 400)[0].p < 0.05
+    assert called <= 8
+
+
+def test_the_smallest_difference_is_shown_four_times_in_five():
+    rng, n, discordant = np.random.default_rng(5), 400, 0.15
+    smallest = smallest_difference(n, discordant)
+    shown = 0
+    for _ in range(400):
+        both = rng.binomial(n, discordant)
+        wins = rng.binomial(both, 0.5 + smallest / discordant / 2)
+        z = (2 * wins - both) / math.sqrt(both)
+        shown += z > 1.959964
+    assert shown / 400 == pytest.approx(0.8, abs=0.07)
+
+
+def test_few_images_show_nothing_smaller_than_six_discordant_ones():
+    assert smallest_difference(140, 0.0) == pytest.approx(6 / 140)  # 4.3 points, on the HPV paper's test set
+    assert smallest_difference(140, 0.1) > 6 / 140
+    assert smallest_difference(10_000, 0.1) < smallest_difference(140, 0.1)
+
+
+def test_no_draw_on_the_other_side_is_not_a_p_of_zero():
+    assert bootstrap_p(np.ones(99)) == pytest.approx(0.02)
+    assert bootstrap_p(np.zeros(99)) == 1.0
+
+
+def test_what_does_not_fit_is_refused():
+    rng = np.random.default_rng(6)
+    with pytest.raises(ValueError, match="baseline must be one of"):
+        differences({"a": arm(rng, 1)}, "b", TRUTH, PATIENTS, 10)
+    with pytest.raises(ValueError, match="arm a has 200 test images; there are 199"):
+        differences({"a": arm(rng, 1)}, "a", TRUTH[1:], PATIENTS[1:], 10)
+    with pytest.raises(ValueError, match=r"must be \(seeds, images\)"):
+        ArmRuns(np.zeros((0, 3), dtype=bool), np.zeros((0, 3)))
