@@ -177,3 +177,15 @@ def test_a_place_changes_with_its_content(tmp_path: Path) -> None:
     time.sleep(0.01)
     file.write_bytes(out.getvalue()[::-1])
     assert place_of(file) != before
+
+
+def test_processes_that_cannot_start_are_told_at_once(
+    files: list[Path], cache: ImageCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_start_worker", _fails)
+    with pytest.raises(RuntimeError, match="cannot start"):
+        read_pictures(files, cache)
+
+
+def _fails() -> None:
+    raise ImportError("no such package")

@@ -112,7 +112,15 @@ class _Pool:
         self.shelf, self.workers, self.seconds = shelf, workers, seconds
 
     def _open(self, workers: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(workers, _context(), _start_worker)
+        pool = ProcessPoolExecutor(workers, _context(), _start_worker)
+        try:
+            pool.submit(os.getpid).result()  # else every file would seem to crash its decoder, one after the other
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "the processes that read images cannot start; what they printed above says why. Often a package is "
+                "missing or another one of that name is found first: reinstall synthvision"
+            ) from error
+        return pool
 
     def read(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Picture, str]]:
         left = deque(jobs[start : start + CHUNK] for start in range(0, len(jobs), CHUNK))
