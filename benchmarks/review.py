@@ -1,9 +1,10 @@
 """Measure how soon a decision shows the next image: 1,600 images in a real Chromium, with the server beside it.
 
-    python benchmarks/review.py [decisions, 400] [side in pixels, 512]
+    python benchmarks/review.py [decisions, 200] [side in pixels, 64]
 
-From the key's own time stamp to the second frame after the next image stands on the page, so that it is painted. The
-images are drawn here; each decision is stored durably as in a study. Chromium must be on PATH (Debian: chromium).
+From the key's own time stamp to the second frame after the next image stands on the page, so that it is painted.
+Between decisions a key is pressed that does nothing: what its second frame takes is the machine's part. Images are
+drawn here; each decision is stored durably as in a study. Chromium must be on PATH (Debian: chromium).
 """
 
 from __future__ import annotations
@@ -32,19 +33,21 @@ from synthvision.review.store import Store
 from synthvision.study import REJECT_REASONS
 
 IMAGES = 1600
-PAUSE = 0.15  # seconds between decisions: faster than any reader
+PAUSE = 0.15  # seconds after each key: faster than any reader
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 WATCH = """() => {
-  window.latencies = [];
+  Object.assign(window, { latencies: [], idle: [] });
   let pressed = 0;
-  addEventListener("keydown", (event) => (pressed = event.timeStamp), true);
-  new MutationObserver(() => {
-    const since = pressed;
-    requestAnimationFrame(() => requestAnimationFrame(() => latencies.push(performance.now() - since)));
-  }).observe(document.getElementById("one"), { childList: true });
+  const measure = (since, into) =>
+    requestAnimationFrame(() => requestAnimationFrame(() => into.push(performance.now() - since)));
+  addEventListener("keydown", (event) => {
+    pressed = event.timeStamp;
+    if (event.key === "x") measure(pressed, idle);
+  }, true);
+  new MutationObserver(() => measure(pressed, latencies)).observe(document.getElementById("one"), { childList: true });
 }"""
 
 
@@ -84,14 +87,13 @@ def main(decisions: int, side: int) -> None:
         kept = store.verify().count
         server.should_exit = True
         thread.join()
-    median, high = np.quantile(latencies, [0.5, 0.95])
-    print(f"{len(latencies)} decisions among {IMAGES} images of {side} px; {kept} kept")
-    print(
-        f"decision to next image: median {median:.1f} ms, 95th percentile {high:.1f} ms, worst {max(latencies):.1f} ms"
-    )
+    print(f"{len(latencies['decision'])} decisions among {IMAGES} images of {side} px; {kept} kept")
+    for name, values in latencies.items():
+        median, high = np.quantile(values, [0.5, 0.95])
+        print(f"{name}: median {median:.1f} ms, 95th percentile {high:.1f} ms, worst {max(values):.1f} ms")
 
 
-def _press(url: str, decisions: int) -> list[float]:
+def _press(url: str, decisions: int) -> dict[str, list[float]]:
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         page = browser.new_page(viewport={"width": 1280, "height": 800})
@@ -102,13 +104,14 @@ def _press(url: str, decisions: int) -> list[float]:
         page.wait_for_timeout(2000)
         page.evaluate(WATCH)
         for number in track(range(decisions), description="deciding"):
-            page.keyboard.press("a" if number % 3 else "5")
-            time.sleep(PAUSE)
+            for key in ("a" if number % 3 else "5", "x"):
+                page.keyboard.press(key)
+                time.sleep(PAUSE)
         page.wait_for_function("document.getElementById('saved').textContent === 'All saved'")
-        latencies: list[float] = page.evaluate("latencies")
+        found: dict[str, list[float]] = page.evaluate("({ decision: latencies, 'a key that does nothing': idle })")
         browser.close()
-    return latencies
+    return found
 
 
 if __name__ == "__main__":
-    main(*(int(value) for value in [*sys.argv[1:], *["400", "512"][len(sys.argv) - 1 :]]))
+    main(*(int(value) for value in [*sys.argv[1:], *["200", "64"][len(sys.argv) - 1 :]]))

@@ -36,6 +36,7 @@ def fitting(name: str) -> list[str]:
     """Return the override for an option, and for its partner: a disease without its data makes no study."""
     group, choice = name.split("/")
     partners = {"disease/example": "dataset=folders", "dataset/folders": "disease=example"}
+    partners["dataset/table"] = "disease=example"
     if group in ("disease", "dataset") and name not in partners:
         partners[name] = f"{'dataset' if group == 'disease' else 'disease'}={choice}"
     return [option(name), *([partners[name]] if name in partners else [])]

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.fft import dctn
 
 from synthvision.data import images
-from synthvision.data.images import UnusableImage
+from synthvision.data.unusable import UnusableImage
 from synthvision.manifest import Manifest, Record
 
 NOISE = np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8)

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from synthvision.data.columns import told
 from synthvision.data.intake import FolderSource, GuideSource, TableSource
 
 TABLE = "image ID,class label,person,where\n1,2,p1,arm\n2, 1 ,p2,\n10,2,,leg\n11,5,p3,leg\n"
@@ -24,7 +26,7 @@ def test_folder_lists_visible_files_in_order(tmp_path: Path) -> None:
     source = FolderSource("lesion", str(tmp_path), licence="CC0")
     found = source.read()
     assert [each.file.name for each in found] == ["a.bmp", "b b.png", "dangling.png"]
-    assert found[0].values == {"label": "lesion", "licence": "CC0", "consent": "", "reference_standard": ""}
+    assert {key: value for key, value in found[0].values.items() if value} == {"label": "lesion", "licence": "CC0"}
     assert len(FolderSource("lesion", str(tmp_path), "**/*.png").read()) == 3
 
 
@@ -59,7 +61,7 @@ def test_labels_from_yaml_may_be_numbers(tmp_path: Path) -> None:
     [
         ({"image_column": "image"}, r"no column \['image'\]; its columns are \['image ID'"),
         ({"columns": {"patient": "name"}}, r"no column \['name'\]"),
-        ({"columns": {"split": "where"}}, r"not: \['split'\]"),
+        ({"columns": {"origin": "where"}}, r"not: \['origin'\]"),
         ({"labels": {}}, "labels: map at least one"),
         ({"labels": {"9": "none"}}, "is one of"),
     ],
@@ -104,3 +106,105 @@ def test_guides_without_captions_are_refused(
         (tmp_path / name).write_text(text)
     with pytest.raises(error, match=message):
         guides(tmp_path).read()
+
+
+def test_masks_beside_images_are_masks_and_no_images(tmp_path: Path) -> None:
+    for name in ("a.png", "a_mask.png", "b.jpg", "b.mask.png", "c.png", "mask.png"):
+        (tmp_path / name).touch()
+    found = FolderSource("lesion", str(tmp_path)).read()
+    assert {each.file.name: each.mask.name if each.mask else None for each in found} == {
+        "a.png": "a_mask.png", "b.jpg": "b.mask.png", "c.png": None, "mask.png": None,
+    }  # fmt: skip
+
+
+def test_masks_may_be_named_otherwise_and_lie_elsewhere(tmp_path: Path) -> None:
+    for name in ("001.bmp", "001.png", "002.bmp"):
+        (tmp_path / name).touch()
+    found = FolderSource("cell", str(tmp_path), masks=["{stem}.png"]).read()
+    assert [(each.file.name, each.mask and each.mask.name) for each in found] == [
+        ("001.bmp", "001.png"), ("002.bmp", None),
+    ]  # fmt: skip
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "002_lesion.png").touch()
+    found = FolderSource("cell", str(tmp_path), "*.bmp", masks=["masks/{stem}_lesion.png"]).read()
+    assert [each.mask for each in found] == [None, tmp_path / "masks" / "002_lesion.png"]
+    with pytest.raises(ValueError, match=r"must hold \{stem\}"):
+        FolderSource("cell", str(tmp_path), masks=["mask.png"])
+
+
+def test_guides_may_have_masks(tmp_path: Path) -> None:
+    for name in ("a.png", "a_mask.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "a.txt").write_text("pustules")
+    (found,) = guides(tmp_path).read()
+    assert found.mask == tmp_path / "a_mask.png"
+
+
+def test_a_table_may_name_masks_and_splits(tmp_path: Path) -> None:
+    text = "file,label,m,part\na.png,x,masks/1.png,Testing\nb.png,x,,train\n"
+    columns = {"mask": "m", "split": "part"}
+    options = {"image_column": "file", "label_column": "label", "labels": {"x": "lesion"}}
+    found = table(tmp_path, text, columns=columns, **options).read()
+    assert [each.mask for each in found] == [tmp_path / "masks" / "1.png", None]
+    assert [each.values["split"] for each in found] == ["test", "train"]
+
+
+def test_parquet_and_semicolons_tell_the_same(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"image ID": [1, 2], "class label": ["1", "2"], "age": [34, None]})
+    rows.to_parquet(tmp_path / "table.dat")
+    rows.to_csv(tmp_path / "table.csv", sep=";", index=False)
+    read = [
+        TableSource(str(tmp_path / name), "image ID", "class label", LABELS, columns={"age_band": "age"}).read()
+        for name in ("table.dat", "table.csv")
+    ]
+    assert read[0] == read[1]
+    assert [each.values.get("age_band") for each in read[0]] == ["30-39", None]
+
+
+def test_a_table_that_is_not_utf8_says_so(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_bytes("file,label\n\xe4.png,x".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"labels\.csv: the text must be UTF-8"):
+        TableSource(str(tmp_path / "labels.csv"), "file", "label", {"x": "x"}).read()
+
+
+def test_a_team_s_own_words_are_mapped(tmp_path: Path) -> None:
+    columns, values = {"reference_standard": "where"}, {"reference_standard": {"arm": "biopsy", "leg": "expert"}}
+    found = table(tmp_path, columns=columns, values=values, reference_standard="opinion").read()
+    assert [each.values["reference_standard"] for each in found] == ["biopsy", "opinion", "expert"]
+    with pytest.raises(ValueError, match=r"row 2: reference_standard must be one of .*'arm'. Map it with 'values'"):
+        table(tmp_path, columns=columns).read()
+    with pytest.raises(ValueError, match="reference_standard must be one of"):
+        FolderSource("lesion", str(tmp_path), reference_standard="guess")
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "known"),
+    [
+        ("skin_tone", "FST III", "3"), ("skin_tone", "Fitzpatrick type 6", "6"), ("skin_tone", "4.0", "4"),
+        ("skin_tone", "brown", "brown"), ("skin_tone", "unknown", ""), ("age_band", "34", "30-39"),
+        ("age_band", "97", "90+"), ("age_band", "40 - 49", "40-49"), ("sex", "F", "female"),
+        ("site", " St  Mary ", "St Mary"),
+    ],
+)  # fmt: skip
+def test_cells_are_read_as_their_column_means_them(column: str, cell: str, known: str) -> None:
+    assert told(column, cell) == known
+
+
+@pytest.mark.parametrize(
+    ("column", "cell"), [("skin_tone", "7"), ("age_band", "old"), ("age_band", "300"), ("sex", "x")]
+)
+def test_cells_that_mean_nothing_are_refused(column: str, cell: str) -> None:
+    with pytest.raises(ValueError, match=f"{column} must be"):
+        told(column, cell)
+
+
+def test_odd_names_are_listed_and_loops_are_not_entered(tmp_path: Path) -> None:
+    names = ["two\nlines.png", "\N{MICROSCOPE} cell.png", "x" * 196 + ".png", " leading.png"]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "loop").symlink_to(tmp_path)
+    (tmp_path / "self.png").symlink_to(tmp_path / "self.png")
+    found = {each.file.name for each in FolderSource("lesion", str(tmp_path), "**/*").read()}
+    assert found >= {*names, "self.png"}
+    assert len(found) <= len(names) + 2

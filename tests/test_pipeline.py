@@ -143,7 +143,7 @@ def test_killed_at_any_stage_ends_with_the_files_of_an_undisturbed_run(study: Pa
 
 
 KILL_WHEN: Mapping[str, str] = {
-    "prepare": f"*/{artifact.WORK}/images/*.png",
+    "prepare": "*/images/*.png",
     "dreambooth": f"*/{artifact.WORK}/last.ckpt",
     "generate": "*/images/*.png",
     "classify": f"*/{artifact.WORK}/last.ckpt",

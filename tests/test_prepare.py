@@ -4,7 +4,7 @@ import csv
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,28 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from synthvision.artifact import sha256_file, tree_digest
+from synthvision.data.audit import Audit, write_audit
+from synthvision.data.cache import ImageCache
+from synthvision.data.copies import TwoLabelsError
 from synthvision.data.images import read_rgb, write_png
 from synthvision.data.intake import FolderSource, GuideSource, TableSource
 from synthvision.data.leakage import LeakError
 from synthvision.data.masks import write_mask
-from synthvision.data.prepare import Audit, prepare
+from synthvision.data.prepare import UnreadableError, prepare
+from synthvision.data.rules import Rules
 from synthvision.data.splits import ShortageError
 from synthvision.manifest import Manifest
 
 COUNTS = {"lesion": {"train": 6, "val": 2, "test": 4}, "normal": {"train": 6, "test": 4}}
 CLASSES = ("lesion", "normal")
 Pixels = NDArray[np.uint8]
+RULES = {each.name for each in fields(Rules)}
 
 
 def picture(*key: int) -> Pixels:
-    """Draw patches of random colour, 24 x 20."""
+    """Draw patches of random colour, 48 x 40."""
     colours = np.random.default_rng(key).integers(0, 256, (6, 5, 3), dtype=np.uint8)
-    return colours.repeat(4, axis=0).repeat(4, axis=1)
+    return colours.repeat(8, axis=0).repeat(8, axis=1)
 
 
 @dataclass
@@ -63,8 +68,12 @@ class Files:
         table = str(self.folder / "labels.csv")
         source = TableSource(table, "file", "label", dict(zip(CLASSES, CLASSES, strict=True)), columns=columns)
         guides = GuideSource(str(self.folder / "guides"), "lesion", consent="written")
-        given = {"sources": [source], "guides": guides, "counts": COUNTS, "size": 16, "seed": 0, "classes": CLASSES}
-        return prepare(root=root, out=root / "prepare" / name, **{**given, **options})
+        given = {"sources": [source], "guides": guides, "classes": CLASSES}
+        rules = Rules(**{"counts": COUNTS, "size": 16, "seed": 0, **{k: options.pop(k) for k in RULES & set(options)}})
+        cache, out = ImageCache(root / "cache", rules.size, rules.seed), root / "prepare" / name
+        audit = prepare(root=root, out=out, rules=rules, cache=cache, **{**given, **options})
+        write_audit(out, audit)
+        return audit
 
 
 @pytest.fixture
@@ -95,7 +104,13 @@ def test_manifest_has_the_counts_and_the_pictures(files: Files, root: Path) -> N
     out = root / "prepare" / "one"
     assert Manifest.read(out / "manifest.csv", root) == audit.manifest
     assert len(list((out / "images").iterdir())) == len(audit.manifest)
-    assert {path.name for path in out.iterdir()} == {"images", "manifest.csv", "audit.json", "quarantine.csv"}
+    assert {path.name for path in out.iterdir()} == {
+        "images",
+        "manifest.csv",
+        "audit.json",
+        "audit.html",
+        "quarantine.csv",
+    }
 
 
 def test_known_values_arrive(files: Files, root: Path) -> None:
@@ -109,7 +124,7 @@ def test_known_values_arrive(files: Files, root: Path) -> None:
 def test_no_name_of_a_patient_or_source_leaves(files: Files, root: Path) -> None:
     audit = files.prepare(root, seed=7)
     out = root / "prepare" / "one"
-    for name in ("manifest.csv", "audit.json"):
+    for name in ("manifest.csv", "audit.json", "audit.html"):
         text = (out / name).read_text()
         assert "Jane" not in text
         assert str(files.folder) not in text
@@ -172,7 +187,7 @@ def test_equal_pixels_count_once(files: Files, root: Path) -> None:
 
 def test_a_picture_with_two_labels_stops(files: Files, root: Path) -> None:
     write_png(files.image("normal", 3), picture(0, 0))
-    with pytest.raises(ValueError, match=r"one picture has two labels: 'lesion'.*'normal'"):
+    with pytest.raises(TwoLabelsError, match=r"one picture has two labels: 'lesion'.*'normal'"):
         files.prepare(root)
 
 
@@ -210,15 +225,132 @@ def test_a_near_copy_of_a_guide_stops_or_is_dropped(files: Files, root: Path) ->
     assert audit.counts()["normal"] == counts["normal"]
 
 
-def test_dropping_leaks_ends_with_none_and_exact_counts(files: Files, root: Path) -> None:
-    for i in range(0, 8, 2):  # mirrored copies under other patients
+def test_edited_copies_under_other_patients_stay_together(files: Files, root: Path) -> None:
+    for i in range(0, 8, 2):
         write_png(files.image("normal", i + 9), picture(1, i)[::-1])
-    counts = {"lesion": {"test": 4}, "normal": {"train": 7, "test": 7}}
-    audit = files.prepare(root, counts=counts, leaks="drop")
-    assert audit.counts()["normal"] == counts["normal"]
-    gone = {leak.second for leak in audit.leaks}
-    assert gone
-    assert not gone & set(audit.manifest.column("image_id"))
+    audit = files.prepare(root, counts={"lesion": {"test": 4}, "normal": {"train": 8, "test": 8}})
+    assert len(audit.near) == 4
+    assert audit.leaks == ()
+    sides: dict[str, set[str]] = {}
+    for record in audit.manifest.where(lambda r: bool(r.siblings)):
+        sides.setdefault(record.siblings, set()).add(record.split)
+    assert sides
+    assert all(len(parts) == 1 for parts in sides.values())
+
+
+def folders(files: Files, copy: Pixels) -> list[FolderSource]:
+    """A collection that comes divided, as public ones do, with `copy` in its test folder."""
+    for part, first, number in (("train", 0, 12), ("test", 20, 6)):
+        for i in range(number):
+            for place, label in enumerate(CLASSES):
+                write_png(files.folder / part / label / f"{i}.png", picture(place, 100 + first + i))
+    write_png(files.folder / "test" / "normal" / "copy.png", copy)
+    return [
+        FolderSource(label, str(files.folder / part / label), split=part)
+        for part in ("train", "test")
+        for label in CLASSES
+    ]
+
+
+DIVIDED = {"lesion": {"train": 12, "test": 6}, "normal": {"train": 11, "test": 6}}
+
+
+def test_a_collection_that_comes_divided_and_leaks_is_stopped_with_a_picture_sheet(files: Files, root: Path) -> None:
+    sources = folders(files, picture(1, 100)[:, ::-1])
+    with pytest.raises(
+        LeakError, match=r"1 leaks:\nnear: normal-\w+ \(test\) and normal-\w+ \(train\)(?s:.)*leaks\.png"
+    ):
+        files.prepare(root, sources=sources, counts={**DIVIDED, "normal": {"train": 12, "test": 7}})
+    assert [Path(row["file"]).name for row in left(root)] == ["0.png"]
+    assert read_rgb(root / "prepare" / "one" / "leaks.png").shape[1] > 300
+
+
+def test_leaks_are_dropped_or_moved_by_the_user_s_rule(files: Files, root: Path) -> None:
+    sources = folders(files, picture(1, 100)[:, ::-1])
+    counts = {**DIVIDED, "normal": {"train": 11, "test": 7}}
+    dropped = files.prepare(root, "one", sources=sources, counts=counts, leaks="drop")
+    assert [(leak.kind, leak.sides) for leak in dropped.leaks] == [("near", ("test", "train"))]
+    assert dropped.counts()["normal"] == counts["normal"]
+    counts["normal"] = {"train": 11, "test": 8}  # room for both
+    moved = files.prepare(root, "two", sources=sources, counts=counts, leaks="move")
+    pair = {moved.leaks[0].first, moved.leaks[0].second}
+    assert {record.split for record in moved.manifest if record.image_id in pair} == {"test"}
+    assert moved.counts()["normal"] == counts["normal"]
+
+
+def test_two_labels_are_resolved_by_the_user_s_rule(files: Files, root: Path) -> None:
+    write_png(files.image("normal", 3), picture(0, 0))
+    dropped = files.prepare(root, "one", two_labels="drop")
+    assert dropped.two_labels == 2
+    assert {Path(row["file"]).name for row in left(root)} == {"normal-3.png", "lesion-0.png"}
+    first = files.prepare(root, "two", two_labels="first")
+    assert first.two_labels == 1
+    assert sum(trait.label == "lesion" for trait in first.traits) == 23
+
+
+def test_too_many_unusable_files_stop_with_the_reasons(files: Files, root: Path) -> None:
+    for i in range(12):
+        files.image("lesion", i).write_bytes(b"")
+    with pytest.raises(
+        UnreadableError, match=r"12 of 43 files .*\(12 the file is empty\); .*most_unusable=0\.2 allows 20%"
+    ):
+        files.prepare(root)
+    assert len(left(root)) == 12
+    files.prepare(root, most_unusable=0.5, counts={"lesion": {"test": 4}, "normal": {"test": 4}})
+
+
+def test_an_image_keeps_its_split_when_others_are_added(files: Files, root: Path) -> None:
+    table = files.folder / "labels.csv"
+    whole = table.read_text()
+    table.write_text("".join(line for line in whole.splitlines(True) if "Doe normal 9" not in line))
+    before = files.prepare(root, "one").manifest
+    table.write_text(whole)
+    audit = files.prepare(root, "two")
+    sides = dict(zip(audit.manifest.column("image_id"), audit.manifest.column("split"), strict=True))
+    assert sides == dict(zip(before.column("image_id"), before.column("split"), strict=True))
+    others = files.prepare(root, "three", seed=1).manifest
+    assert set(others.column("image_id")) != set(before.column("image_id"))
+
+
+def test_masks_are_prepared_beside_their_images(files: Files, root: Path) -> None:
+    white = np.zeros((48, 40), dtype=np.uint8)
+    white[10:30, 10:30] = 255
+    for i in range(20):
+        write_png(files.image("lesion", i).with_name(f"lesion-{i}_mask.png"), white)
+    write_png(files.folder / "guides" / "0.mask.png", white)
+    for i in range(20):
+        write_png(files.image("normal", i).with_name(f"normal-{i}_mask.png"), white[:20])
+    manifest = files.prepare(root).manifest
+    guides = manifest.where(split="guide")
+    assert [bool(record.mask) for record in guides] == [True, False, False]
+    assert [row["what"] for row in left(root)] == ["mask"] * 10  # every drawn normal's: of another size than its image
+    for record in manifest.where(lambda r: bool(r.mask)):
+        mask = read_rgb(root / record.mask)
+        assert mask.shape == (16, 16, 3)
+        assert set(np.unique(mask)) == {0, 255}
+    assert all(manifest.where(lambda r: r.split != "guide", label="lesion").column("mask"))
+
+
+def test_an_estimated_tone_has_its_own_column(files: Files, root: Path) -> None:
+    manifest = files.prepare(root, estimate_tone=True).manifest
+    assert set(manifest.column("skin_tone")) == {""}
+    assert set(manifest.column("skin_tone_ita")) <= {"very light", "light", "intermediate", "tan", "brown", "dark"}
+    assert "" not in manifest.column("skin_tone_ita")
+
+
+def test_odd_names_and_loops_end_in_manifest_or_quarantine(files: Files, root: Path) -> None:
+    odd = files.folder / "odd one"
+    names = ["two\nlines.png", "\N{MICROSCOPE} cell.png", "x" * 196 + ".png", 'a,"b";c.png', "plain"]
+    for number, name in enumerate(names):
+        write_png(odd / name, picture(5, number))
+    (odd / "loop.png").symlink_to(odd / "loop.png")
+    (odd / "nowhere.png").symlink_to(odd / "missing.png")
+    (odd / "up").symlink_to(files.folder)
+    odd.chmod(0o555)
+    source = FolderSource("lesion", str(odd), "**/*")
+    audit = files.prepare(root, sources=[source], counts={"lesion": {"test": 5}}, most_unusable=0.5)
+    assert audit.counts()["lesion"]["test"] == 5
+    assert {Path(row["file"]).name for row in left(root)} - {"up"} == {"loop.png", "nowhere.png"}
 
 
 def test_shortage_tells_where_to_look(files: Files, root: Path) -> None:
@@ -241,6 +373,10 @@ def test_what_is_unknown_is_a_warning(files: Files, root: Path) -> None:
         ({"classes": ("lesion", "other")}, r"not: \['normal'\]"),
         ({"counts": {"wart": {"test": 1}}}, r"not: \['wart'\]"),
         ({"leaks": "ignore"}, "leaks must be one of"),
+        ({"two_labels": "both"}, "two_labels must be one of"),
+        ({"most_unusable": 20}, "most_unusable must be a share"),
+        ({"stratify": ["tone"]}, "stratify: columns must be among"),
+        ({"workers": 0}, "workers must be at least 1"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(
@@ -248,13 +384,13 @@ def test_settings_that_contradict_each_other_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         files.prepare(root, **options)
-    assert not root.exists()
+    assert not (root / "prepare").exists()
 
 
 def test_masks_of_guides_are_prepared_beside_them(tmp_path: Path) -> None:
     files = Files(tmp_path / "user")
-    mask = np.zeros((24, 20), dtype=bool)
-    mask[2:14, 4:16] = True
+    mask = np.zeros((48, 40), dtype=bool)
+    mask[4:28, 8:32] = True
     write_mask(files.folder / "guides" / "1.mask.png", mask)
     audit = files.prepare(tmp_path / "study")
     guides = audit.manifest.where(split="guide")
@@ -263,18 +399,18 @@ def test_masks_of_guides_are_prepared_beside_them(tmp_path: Path) -> None:
     prepared = read_rgb(audit.manifest.root / masked.records[0].mask)
     assert prepared.shape == read_rgb(guides.file(masked.records[0])).shape
     side = len(prepared)
-    assert (prepared[..., 0] > 127).mean() == pytest.approx(mask[2:22].mean(), abs=2 / side)
+    assert (prepared[..., 0] > 127).mean() == pytest.approx(mask[4:44].mean(), abs=2 / side)
 
 
 def test_guides_that_are_too_small_are_refused_and_large_ones_shrunk(tmp_path: Path) -> None:
     files = Files(tmp_path / "user")
-    files.add_guide(7, picture(8, 1).repeat(5, axis=0).repeat(5, axis=1))  # 120 x 100
-    with pytest.raises(ValueError, match=r"0\.png must have 25 or more pixels a side .* it has 20"):
-        files.prepare(tmp_path / "large", size=100)
+    files.add_guide(7, picture(8, 1).repeat(5, axis=0).repeat(5, axis=1))  # 240 x 200
+    with pytest.raises(ValueError, match=r"0\.png must have 45 or more pixels a side .* it has 40"):
+        files.prepare(tmp_path / "large", size=180)
     for index in range(3):
         (files.folder / "guides" / f"{index}.png").unlink()
         (files.folder / "guides" / f"{index}.txt").unlink()
-    audit = files.prepare(tmp_path / "one", size=128)
-    assert any("enlarged from 100 to 128 pixels" in warning for warning in audit.warnings)
-    files.add_guide(8, np.kron(picture(8, 2), np.ones((333, 400, 1), np.uint8)))  # 7,992 x 8,000
-    assert len(files.prepare(tmp_path / "two", size=128).manifest.where(split="guide")) == 2
+    audit = files.prepare(tmp_path / "one", size=256)
+    assert any("enlarged from 200 to 256 pixels" in warning for warning in audit.warnings)
+    files.add_guide(8, np.kron(picture(8, 2), np.ones((166, 200, 1), np.uint8)))  # 7,968 x 8,000
+    assert len(files.prepare(tmp_path / "two", size=256).manifest.where(split="guide")) == 2

@@ -20,6 +20,7 @@ from synthvision.evaluation.ledger import Ledger
 from synthvision.evaluation.probes import metadata_probe
 from synthvision.evaluation.report import ReportInput, StageRow, build, write_report
 from synthvision.evaluation.report_content import smoothed
+from synthvision.evaluation.report_input import ErrorCase
 from synthvision.evaluation.words import UNKNOWN, decimal, percent
 from synthvision.manifest import Manifest, Record
 
@@ -67,6 +68,7 @@ def report_input(root: Path, matrix: np.ndarray = HPV, classes: tuple[str, ...] 
         best_epoch=3, stages=[StageRow("prepare", "a" * 16, "", None, "synthvision stage=prepare")],
         commands={"the whole study": "synthvision experiment=phantom"}, versions={"synthvision": "0.1"},
         seeds={"study": 0}, samples=[root / "g0.png"],
+        errors=[ErrorCase("i0", "lesion", "normal", 0.2, root / "g1.png", ("s0",), "The map means nothing here.")],
     )  # fmt: skip
 
 
@@ -138,7 +140,9 @@ def test_the_page_is_well_formed_and_every_image_has_words(checked):
     assert checked.open == []
     assert len(checked.ids) == len(set(checked.ids))
     assert checked.unnamed == []
-    assert len(checked.sources) == 3 + 3 + 2 + 1 + 1  # guides, candidates, accepted, rejected, sample grid
+    assert (
+        len(checked.sources) == 3 + 3 + 2 + 1 + 1 + 2
+    )  # guides, candidates, accepted, rejected, sample grid, an error beside its neighbour
 
 
 def test_the_page_needs_nothing_from_outside_and_shows_no_path_of_the_machine(out, given, checked):
@@ -156,6 +160,7 @@ def test_the_page_says_what_it_must(out):
         "Research use; not a medical device", "Phantom study", "No physician reviewed these generated images",
         "found 66 of 70 lesion images and wrongly flagged 0 of 70 others", "86.2% to 97.8%", "94.8% to 100%",
         "The test set was opened once", "every lesion image is synthetic", "near-copy of guide g1",
+        "lesion, called normal", "The map means nothing here.", "Most like these training images",
         "synthvision stage=prepare", "Lesions &amp; &lt;others&gt;", "pustules, &lt;umbilicated&gt;",
     ):  # fmt: skip
         assert text in page, text

@@ -273,7 +273,7 @@ def test_zoom_pan_and_brightness(page: Page, reviewed: Desk) -> None:
         page.mouse.up()
         assert "translate(0px" not in (image.get_attribute("style") or "")
         page.keyboard.press("0")
-        assert image.get_attribute("style") == "transform: translate(0px, 0px) scale(1); filter: brightness(100%);"
+        assert not image.get_attribute("style")
 
 
 @pytest.mark.parametrize("size", [(1280, 800), (820, 1180)])

@@ -42,7 +42,9 @@ def test_out_shows_what_the_page_shows(reviewed: Desk, tmp_path: Path) -> None:
     assert {row["decision"] for row in told} == {""}
     text = (folder / SHEET).read_text()
     assert not any(secret in text for secret in ("made-", "real-", "sks"))
-    assert {tuple(Image.open(folder / row["image"]).info) for row in told} == {()}
+    for row in told:
+        with Image.open(folder / row["image"]) as image:
+            assert image.info == {}  # metadata would mark what was generated
 
 
 @pytest.mark.parametrize(("delimiter", "encoding"), [(",", "utf-8"), (";", "utf-8-sig"), ("\t", "utf-8")])

@@ -30,7 +30,8 @@ def read_by(folder: Path, reader: str, accepted: int) -> str:
     given = ("stage=review", f"stage.reader={reader}", f"stage.folder={folder / reader}")
     run(folder, *given, "stage.action=export")
     sheet = folder / reader / "decisions.csv"
-    rows = list(csv.DictReader(sheet.open(newline="", encoding="utf-8-sig")))
+    with sheet.open(newline="", encoding="utf-8-sig") as handle:
+        rows = list(csv.DictReader(handle))
     assert len(rows) == 24 + 2 + 1  # two real images and a repeat among them
     for number, row in enumerate(rows):
         row |= {"decision": "accept"} if number < accepted else {"decision": "reject", "reason": "artefact"}

@@ -1,11 +1,12 @@
 """Splits are exact, keep patients whole, and depend on seed and content alone."""
 
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from synthvision.data.splits import ShortageError, split
+from synthvision.data.splits import ShortageError, groups_of, split
 from synthvision.manifest import Record
 
 COUNTS = {"lesion": {"train": 20, "val": 4, "test": 15}, "normal": {"train": 30, "test": 15}}
@@ -104,3 +105,55 @@ def test_one_patient_cannot_fill_two_splits() -> None:
 def test_impossible_counts_are_refused(counts: dict[str, dict[str, int]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         split([], counts, 0)
+
+
+def test_subgroups_are_spread_as_they_are_over_all() -> None:
+    rng = np.random.default_rng(0)
+    pool = [replace(r, skin_tone=str(rng.choice(["fair", "dark"], p=[0.8, 0.2]))) for r in records(1, (1, 2), 400)]
+    pool = [r for r in pool if r.label != "other"]
+    counts = {label: {"train": 60, "val": 20, "test": 30} for label in ("lesion", "normal")}
+    chosen = split(pool, counts, 0, ["skin_tone"])
+    assert table(chosen) == counts
+    for label in counts:
+        share = sum(r.skin_tone == "dark" for r in pool if r.label == label) / sum(r.label == label for r in pool)
+        for part, wanted in counts[label].items():
+            dark = sum(r.skin_tone == "dark" for r in chosen if (r.label, r.split) == (label, part))
+            assert abs(dark - share * wanted) <= 1.5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_image_keeps_its_split_when_others_are_added(seed: int) -> None:
+    pool = records(seed, number=120)
+    few = [r for r in pool if int(r.image_id.split("-")[0]) < 70]
+    before = {r.image_id: r.split for r in split(few, COUNTS, seed)}
+    after = {r.image_id: r.split for r in split(pool, COUNTS, seed, kept=before)}
+    assert after == before  # the counts are full
+    more = {label: {part: 2 * n for part, n in parts.items()} for label, parts in COUNTS.items()}
+    grown = split(pool, more, seed, kept=before)
+    assert table(grown) == more
+    assert {r.image_id: r.split for r in grown if r.image_id in before} == before
+
+
+def test_a_split_that_is_given_is_kept_and_a_patient_follows() -> None:
+    pool = records(0)
+    pool[0] = replace(pool[0], split="test", label="lesion", patient="p")
+    pool[1] = replace(pool[1], label="lesion", patient="p")
+    chosen = {r.image_id: r.split for r in split(pool, COUNTS, 0)}
+    assert chosen[pool[0].image_id] == "test"
+    assert chosen.get(pool[1].image_id, "test") == "test"
+
+
+def test_what_is_tied_goes_to_one_side() -> None:
+    pool = [replace(r, patient="", lesion=f"l{i // 3}", siblings=f"s{i // 2}") for i, r in enumerate(records(2))]
+    assert len(groups_of(pool)) < len(pool) / 3
+    chosen = split(pool, {"lesion": {"train": 5, "test": 5}, "normal": {"train": 5, "test": 5}}, 0)
+    by_lesion = defaultdict(set)
+    for record in chosen:
+        by_lesion[record.lesion].add(record.split)
+    assert all(len(parts) == 1 for parts in by_lesion.values())
+
+
+def test_a_shortage_says_that_earlier_splits_hold_images() -> None:
+    pool = [Record(f"{i}", "a.png", "0" * 64, "lesion", "real") for i in range(10)]
+    with pytest.raises(ShortageError, match="8 images have a split already"):
+        split(pool, {"lesion": {"train": 4, "test": 4}}, 0, kept={f"{i}": "train" for i in range(8)})

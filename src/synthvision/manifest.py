@@ -13,7 +13,7 @@ from typing import Any
 
 from synthvision.artifact import digest_of, write_text
 
-SCHEMA_VERSION = 3  # 2: mask; 3: negative_prompt, settings, safety
+SCHEMA_VERSION = 3  # 2: mask, and what intake knows; 3: negative_prompt, settings, safety
 ORIGINS = ("real", "synthetic")
 SPLITS = ("", "guide", "train", "val", "test")
 DECISIONS = ("", "accept", "reject")
@@ -51,6 +51,15 @@ class Record:
     licence: str = ""
     consent: str = ""
     reference_standard: str = ""  # test / biopsy / expert / opinion / phantom; empty: unknown
+    lesion: str = ""  # real: hash of the lesion's number; several pictures may show one
+    age_band: str = ""  # ten years, e.g. "30-39"
+    sex: str = ""
+    site: str = ""  # where it was taken: a hospital, a practice
+    device: str = ""
+    source: str = ""  # real: which of the study's sources it came from, "guides" or its number
+    skin_tone_ita: str = ""  # an estimate from the picture, a proxy for skin_tone and never a replacement
+    siblings: str = ""  # images with the same value are edited copies of one another
+    conversions: str = ""  # what was done to the stored values, joined by "; "
     decision: str = ""  # one of DECISIONS
     reason: str = ""  # of the decision
     reviewer: str = ""  # who decided; "unattended" where no physician did
@@ -59,6 +68,8 @@ class Record:
         self._require(IDENTIFIER.fullmatch(self.image_id), "image_id", "letters, digits, '_', '.', '-'")
         parts = PurePosixPath(self.path).parts
         self._require(parts and parts[0] != "/" and ".." not in parts, "path", "relative, inside the study folder")
+        mask = PurePosixPath(self.mask).parts
+        self._require(not mask or (mask[0] != "/" and ".." not in mask), "mask", "relative, inside the study folder")
         self._require(re.fullmatch(r"[0-9a-f]{64}", self.sha256), "sha256", "64 hexadecimal characters")
         self._require(self.label and self.label == self.label.strip(), "label", "not empty, no spaces at its ends")
         self._require(self.origin in ORIGINS, "origin", f"one of {ORIGINS}")

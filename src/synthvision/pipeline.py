@@ -65,8 +65,10 @@ def _of(*names: str) -> Callable[[Study], Mapping[str, Any]]:
 
 def _prepare_config(study: Study) -> Mapping[str, Any]:
     guides, classes = asdict(study.disease.guides), list(study.disease.classes)
+    dataset = asdict(study.dataset)
+    del dataset["workers"]  # how many read has no influence on what they read
     return {
-        "dataset": asdict(study.dataset),
+        "dataset": dataset,
         "guides": guides,
         "classes": classes,
         "files": source_digest(study),
@@ -109,7 +111,7 @@ _MANIFEST = ("artifact.py", "manifest.py", "data")
 _DIFFUSION = (*_MANIFEST, "training.py", "diffusion")
 _CLASSIFICATION = (*_MANIFEST, "predictions.py", "training.py", "classification")
 STAGES: Mapping[str, Stage] = {
-    "prepare": Stage((), _prepare_config, run_prepare, _MANIFEST, device=False),
+    "prepare": Stage((), _prepare_config, run_prepare, (*_MANIFEST, "evaluation"), device=False),
     "dreambooth": Stage(("prepare",), _dreambooth_config, run_dreambooth, _DIFFUSION, of_synthetic=True),
     "generate": Stage(
         ("prepare", "dreambooth"),

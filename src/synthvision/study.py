@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from synthvision.classification.pretrain import VitPretrainConfig
@@ -12,6 +12,7 @@ from synthvision.classification.train import ClassifierConfig
 from synthvision.data.guide_sets import GuideSets, sets_of
 from synthvision.data.intake import FolderSource, GuideSource, TableSource
 from synthvision.data.phantom import PhantomConfig
+from synthvision.data.rules import Rules
 from synthvision.diffusion.backbone import BackboneConfig
 from synthvision.diffusion.dreambooth import DreamBoothConfig, Subject
 from synthvision.diffusion.memorisation import GateConfig
@@ -97,8 +98,22 @@ class Dataset:
     sources: Sequence[FolderSource | TableSource]
     counts: Mapping[str, Mapping[str, int]]  # label -> train / val / test -> images
     size: int  # side of the prepared images in pixels
-    leaks: str  # "stop" or "drop"
+    leaks: str  # see `rules` for this and the following
     seed: int  # of the split; not the study's: all seeds of a study are judged on the same images
+    two_labels: str = "stop"
+    most_unusable: float = 0.2
+    stratify: Sequence[str] = ()
+    estimate_tone: bool = False
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        self.rules  # noqa: B018 - checks itself
+
+    @property
+    def rules(self) -> Rules:
+        """How the images are checked and split."""
+        names = (field.name for field in fields(Rules))
+        return Rules(**{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from synthvision.data.intake import DESCRIPTIVE, Found, GuideSource, Provenance
+from synthvision.data.columns import TELLABLE, told
+from synthvision.data.intake import Found, GuideSource, Provenance
 
 SET_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"
 RESERVED = ("images", "work", "weights", "samples")  # folders of a stage beside those of its sets
@@ -35,6 +36,7 @@ class GuideSets(Provenance):
     sets: Sequence[GuideSet]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.sets:
             raise ValueError("disease.guides.sets must list at least one set; it is empty")
         for each in self.sets:
@@ -57,9 +59,9 @@ class GuideSets(Provenance):
         """
         found = []
         for each in self.sets:
-            source = GuideSource(str(Path(each.folder)), self.label, each.name, **self.known())
-            told = {key: value for key, value in each.attributes.items() if key in DESCRIPTIVE}
-            found += [replace(guide, values={**guide.values, **told}) for guide in source.read()]
+            source = GuideSource(str(Path(each.folder)), self.label, each.name, masks=self.masks, **self.known())
+            common = {key: told(key, value) for key, value in each.attributes.items() if key in TELLABLE}
+            found += [replace(guide, values={**guide.values, **common}) for guide in source.read()]
         return found
 
 

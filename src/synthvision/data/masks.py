@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from synthvision.data.images import Pixels, UnusableImage, fit, read_rgb
+from synthvision.data.images import Pixels, fit, read_rgb
+from synthvision.data.unusable import UnusableImage
 
 MASK, BOX = ".mask.png", ".box.txt"  # beside guide NAME.jpg: NAME.mask.png or NAME.box.txt
 Mask = NDArray[np.bool_]

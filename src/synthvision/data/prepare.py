@@ -8,323 +8,354 @@ import io
 import math
 import re
 import shutil
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
-
-from synthvision.artifact import WORK, write_json, write_text
+from synthvision.artifact import write_bytes, write_text
+from synthvision.data.audit import Audit, traits_of, write_sheet
+from synthvision.data.book import SplitBook
+from synthvision.data.cache import ImageCache, Picture
+from synthvision.data.copies import Item, Left, TwoLabelsError, one_of_each, tied
+from synthvision.data.dicom import BURNED_IN
 from synthvision.data.guide_sets import GuideSets
-from synthvision.data.images import (
-    Pixels,
-    UnusableImage,
-    decode,
-    encode_png,
-    fit,
-    read_file,
-    require_content,
-    thumbnail,
-)
+from synthvision.data.images import encode_png
 from synthvision.data.intake import FolderSource, Found, GuideSource, TableSource
-from synthvision.data.leakage import Leak, LeakError, find_leaks
+from synthvision.data.leakage import Leak, LeakError, Ties, find_leaks
 from synthvision.data.masks import fit_mask, read_mask, write_mask
-from synthvision.data.splits import Counts, ShortageError, split
+from synthvision.data.reading import patient_hash, read_pictures
+from synthvision.data.rules import Rules
+from synthvision.data.splits import ShortageError, groups_of, split
+from synthvision.data.tone import ita_group
 from synthvision.manifest import Manifest, Record
 
 Source = FolderSource | TableSource
-LEAK_RULES = ("stop", "drop")
 ENLARGED = 4  # times; a guide may be enlarged by no more
+GUIDES = "guides"  # the source of guides; the others are numbered
+UNUSABLE = "unusable"
+MOST_TOLD = 20  # leaks in an error message
 
 
-@dataclass(frozen=True)
-class Audit:
-    """What prepare made of the files it was given."""
-
-    manifest: Manifest
-    found: int  # files read, guides included
-    quarantined: int  # files that gave no usable picture
-    duplicates: int  # pictures dropped because the same pixels were there already
-    also_guides: tuple[str, ...]  # guides whose picture also was in a source, and was removed there
-    guide_patients: int  # pictures left out because their patient has a guide
-    unused: int  # usable pictures beyond the counts
-    leaks: tuple[Leak, ...]  # leaks that were resolved by dropping the second picture
-    warnings: tuple[str, ...]
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Return label -> split -> number of images."""
-        table: dict[str, dict[str, int]] = defaultdict(dict)
-        for (label, part), number in sorted(Counter((r.label, r.split) for r in self.manifest).items()):
-            table[label][part] = number
-        return dict(table)
-
-    def summary(self) -> dict[str, Any]:
-        """Return everything but the manifest as JSON-able values; no path of a source is among them."""
-        values = {key: value for key, value in vars(self).items() if key != "manifest"}
-        return {**values, "leaks": [asdict(leak) for leak in self.leaks], "counts": self.counts()}
-
-
-@dataclass(frozen=True)
-class _Item:
-    """A usable picture: its record, where it came from, and what is needed to compare it with others."""
-
-    record: Record
-    source: Path
-    pixels: str  # digest of the picture as it was decoded
-    thumbnail: Pixels  # see `images.thumbnail`
-    shape: tuple[int, int]  # (H, W) of the picture as it was decoded
-
-
-@dataclass(frozen=True)
-class _Left:
-    """A file that is not in the manifest for a reason the user should know."""
-
-    image_id: str
-    file: Path
-    what: str
-    reason: str
+class UnreadableError(ValueError):
+    """More files than allowed give no usable picture: something is wrong with all of them."""
 
 
 def prepare(
     sources: Sequence[Source],
     guides: GuideSource | GuideSets,
-    counts: Counts,
-    size: int,
-    seed: int,
+    rules: Rules,
+    classes: Sequence[str],
     root: Path,
     out: Path,
-    classes: Sequence[str],
-    leaks: str = "stop",
+    cache: ImageCache,
 ) -> Audit:
     """Read all files once, write the used pictures as PNG of (size, size), and the Manifest over them.
 
-    Writes `images/<image_id>.png`, `masks/<image_id>.png` of guides that have one, `manifest.csv`, `audit.json` and
-    `quarantine.csv` into `out`. The last names source files and why each is not used; the others carry no name of a
-    file or patient. Pictures with equal pixels count once; pictures that are guides, or whose patient has one, are not
-    drawn for the splits.
+    Writes `images/<image_id>.png`, `masks/<image_id>.png` of those that have one, `manifest.csv` and `quarantine.csv`
+    into `out`, and where leaks are found `leaks.png`. `quarantine.csv` names source files and why each is not used; the
+    manifest carries no name of a file or patient. Pictures with equal pixels count once; near duplicates go to one
+    side; pictures that are guides, or whose patient has one, are not drawn for the splits. `audit.write_audit` writes
+    what is returned.
 
     Args:
         sources: real images with labels.
         guides: real images with captions.
-        counts: label -> "train" / "val" / "test" -> number of images, exactly.
-        size: side of the written pictures, in pixels.
-        seed: of the split, and salt of the patients' hashes.
+        rules: how to check and split them.
+        classes: the study's labels.
         root: the study folder; `out` lies in it.
         out: the stage's folder.
-        classes: the study's labels.
-        leaks: "stop" raises on a leak; "drop" removes the picture on the lesser side (guide > test > val > train)
-            and draws again.
+        cache: of decoded pictures of this size.
 
     Raises:
-        ValueError: a label is not among the classes, a guide is unusable, or a picture has two labels.
+        ValueError: a label is not among the classes, or a guide is unusable.
+        UnreadableError: more than `most_unusable` of the sources' files give no picture.
+        TwoLabelsError: a picture has two labels and the rule is "stop".
         ShortageError: too few images for the counts.
-        LeakError: the same picture is on two sides; `quarantine.csv` names the files.
+        LeakError: the same picture or patient is on two sides; `quarantine.csv` names the files.
     """
-    _check(sources, guides, counts, classes, leaks)
-    for leftover in (out / "images", out / "masks", out / WORK):  # of an interrupted run
+    _check(sources, guides, rules, classes)
+    for leftover in (out / "images", out / "masks"):  # of an interrupted run
         shutil.rmtree(leftover, ignore_errors=True)
-    left: list[_Left] = []
-    reader = _Reader(size, seed, root, out, left)
-    guide_items = [reader.guide(found) for found in guides.read()]
-    found = [each for source in sources for each in source.read()]
-    items = reader.all(found)
-    pool, guide_items = _without_copies(guide_items, items, left)
+    left: list[Left] = []
     try:
-        chosen, dropped = _split_without_leaks(guide_items, pool, counts, seed, root, leaks, left)
-    except (ShortageError, LeakError) as error:
+        return _prepared(sources, guides, rules, root, out, cache, left)
+    except (ShortageError, LeakError, TwoLabelsError, UnreadableError) as error:
         where = f"{out / 'quarantine.csv'} names the files that were left out, and why"
         raise type(error)(f"{error}\n{where}") from error
     finally:
         _write_left(out / "quarantine.csv", left)
-    manifest = _keep(chosen, out)
+
+
+def _prepared(
+    sources: Sequence[Source],
+    guides: GuideSource | GuideSets,
+    rules: Rules,
+    root: Path,
+    out: Path,
+    cache: ImageCache,
+    left: list[Left],
+) -> Audit:
+    found = [(GUIDES, each) for each in guides.read()]
+    found += [(str(number), each) for number, source in enumerate(sources) for each in source.read()]
+    pictures = read_pictures([each.file for _, each in found], cache, rules.workers)
+    items = list(_items(found, pictures, rules, out.relative_to(root) / "images", left))
+    _check_readable(len(found), left, rules.most_unusable)
+    own = sum(item.record.split == "guide" for item in items)
+    enlarged = _enlarged(items[:own], rules.size)
+    items, near = tied(one_of_each(items, rules.two_labels, left), cache.thumbs())
+    guide_items, pool = items[:own], _without_guides_patients(items[:own], items[own:], left)
+    splits = SplitBook(root, rules.counts, rules.seed, rules.stratify)
+    with splits.lock:
+        before = splits.read()
+        drawing = _Drawing(guide_items, pool, near, rules, before, root)
+        chosen, resolved = _split_without_leaks(drawing, out, cache, left)
+        splits.add(before, [record for record in chosen if record.split != "guide"])
+    by_id = {item.record.image_id: item for item in items}
+    manifest = Manifest(tuple(_written(chosen, by_id, rules, cache, left)), root)
+    manifest.write(out / "manifest.csv")
     what = Counter(each.what for each in left)
-    audit = Audit(
+    drawn = len(manifest) - len(guide_items)
+    return Audit(
         manifest=manifest,
-        found=len(found) + len(guide_items),
-        quarantined=what["unusable"],
+        found=len(found),
+        quarantined=what[UNUSABLE],
+        reasons=dict(sorted(Counter(_kind(each.reason) for each in left if each.what == UNUSABLE).items())),
         duplicates=what["duplicate"],
+        two_labels=what["two labels"],
         also_guides=tuple(each.image_id for each in left if each.what == "also a guide"),
         guide_patients=what["patient of a guide"],
-        unused=len(pool) - len(dropped) - (len(manifest) - len(guide_items)),
-        leaks=tuple(dropped),
-        warnings=(*_warnings(manifest), *reader.warnings),
+        unused=len(pool) - what["leak dropped"] - drawn,
+        kept=_elsewhere(drawing, manifest),
+        near=tuple((*pair, round(similarity, 4)) for pair, similarity in sorted(near.items())),
+        near_labels=sum(by_id[one].record.label != by_id[other].record.label for one, other in near),
+        leaks=tuple(resolved),
+        masks=sum(bool(record.mask) for record in manifest),
+        conversions=dict(sorted(Counter(note for item in items for note in item.picture.conversions).items())),
+        warnings=(*_warnings(manifest), *enlarged),
+        traits=tuple(traits_of(item) for item in items),
     )
-    write_json(out / "audit.json", audit.summary())
-    manifest.write(out / "manifest.csv")
-    return audit
 
 
-def _check(
-    sources: Sequence[Source], guides: GuideSource | GuideSets, counts: Counts, classes: Sequence[str], leaks: str
-) -> None:
-    named = {guides.label, *counts}
+def _check(sources: Sequence[Source], guides: GuideSource | GuideSets, rules: Rules, classes: Sequence[str]) -> None:
+    named = {guides.label, *rules.counts}
     for source in sources:
         named |= {source.label} if isinstance(source, FolderSource) else set(source.labels.values())
     unknown = sorted(named - set(classes))
     if unknown:
         raise ValueError(f"labels must be among the classes {list(classes)}; these are not: {unknown}")
-    if leaks not in LEAK_RULES:
-        raise ValueError(f"leaks must be one of {LEAK_RULES}; it is {leaks!r}")
 
 
-class _Reader:
-    """Turns files into items; each picture goes to the work folder until it is known to be used."""
-
-    def __init__(self, size: int, seed: int, root: Path, out: Path, left: list[_Left]) -> None:
-        self.size, self.seed, self.left = size, seed, left
-        self.folder = (out / "images").relative_to(root)
-        self.work = out / WORK / "images"
-        self.work.mkdir(parents=True)
-        self.warnings: list[str] = []
-
-    def guide(self, found: Found) -> _Item:
-        try:
-            item = self.item(found, split="guide")
-        except UnusableImage as error:
-            raise ValueError(f"guide {found.file}: {error}; every guide counts, so replace or remove it") from error
-        self.check_size(item)
-        return item if found.mask is None else self.masked(item, found.mask)
-
-    def check_size(self, item: _Item) -> None:
-        """Warn of a guide that is enlarged; refuse one in which nothing of what shall be painted can be seen."""
-        side = min(item.shape)
-        if side * ENLARGED < self.size:
-            raise ValueError(
-                f"guide {item.source} must have {math.ceil(self.size / ENLARGED)} or more pixels a side to be enlarged "
-                f"to dataset.size={self.size}; it has {side}. Use a larger picture, or a smaller dataset.size"
-            )
-        if side < self.size:
-            self.warnings.append(f"guide {item.record.image_id} is enlarged from {side} to {self.size} pixels a side")
-
-    def masked(self, item: _Item, file: Path) -> _Item:
-        """Cut and resize the guide's mask as the guide."""
-        mask = fit_mask(read_mask(file, *item.shape), self.size)
-        if not mask.any():
-            raise ValueError(f"{file} marks nothing within the central square of its guide; move the crop or the mask")
-        write_mask(self.work.parent / "masks" / f"{item.record.image_id}.png", mask)
-        path = (self.folder.parent / "masks" / f"{item.record.image_id}.png").as_posix()
-        return replace(item, record=replace(item.record, mask=path))
-
-    def all(self, found: Sequence[Found]) -> list[_Item]:
-        items = []
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            for each in progress.track(found, description="reading images"):
-                try:
-                    items.append(self.item(each))
-                except UnusableImage as error:
-                    self.left.append(_Left("", each.file, "unusable", str(error)))
-        return items
-
-    def item(self, found: Found, split: str = "") -> _Item:
-        data = read_file(found.file)
-        pixels = decode(data)
-        require_content(pixels)
-        values = dict(found.values)
-        image_id = f"{_slug(values['label'])}-{hashlib.sha256(data).hexdigest()[:12]}"
-        if values.get("patient"):
-            values["patient"] = hashlib.sha256(f"{self.seed}:{values['patient']}".encode()).hexdigest()[:12]
-        png = encode_png(fit(pixels, self.size))
-        (self.work / f"{image_id}.png").write_bytes(png)
-        record = Record(
-            image_id=image_id,
-            path=(self.folder / f"{image_id}.png").as_posix(),
-            sha256=hashlib.sha256(png).hexdigest(),
-            origin="real",
-            split=split,
-            **values,
-        )
-        digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-        return _Item(record, found.file, digest, thumbnail(pixels), pixels.shape[:2])
+def _items(
+    found: Sequence[tuple[str, Found]], pictures: Sequence[Picture], rules: Rules, folder: Path, left: list[Left]
+) -> Iterator[Item]:
+    """Yield the usable pictures, one for each file that is named once or more by a source."""
+    seen: set[tuple[Path, str]] = set()
+    for (source, each), picture in zip(found, pictures, strict=True):
+        guide = source == GUIDES
+        if not picture.usable:
+            if guide:
+                raise ValueError(f"guide {each.file}: {picture.reason}; every guide counts, so replace or remove it")
+            left.append(Left("", each.file, UNUSABLE, picture.reason))
+        elif (each.file, each.values["label"]) in seen and not guide:
+            left.append(Left("", each.file, "duplicate", "the source names it twice"))
+        else:
+            seen.add((each.file, each.values["label"]))
+            yield _item(source, each, picture, rules, folder)
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:.0f}/s")
+def _item(source: str, found: Found, picture: Picture, rules: Rules, folder: Path) -> Item:
+    values = dict(found.values)
+    image_id = f"{_slug(values['label'])}-{picture.sha256[:12]}"
+    for column in ("patient", "lesion"):
+        if values.get(column):
+            values[column] = patient_hash(values[column], rules.seed)
+    values["patient"] = values.get("patient") or picture.patient
+    if source == GUIDES:
+        values["split"] = "guide"
+    record = Record(
+        image_id=image_id,
+        path=(folder / f"{image_id}.png").as_posix(),
+        sha256=picture.sha256,  # of the source, until its own file is written
+        origin="real",
+        source=source,
+        conversions="; ".join(picture.conversions),
+        **values,
+    )
+    return Item(record, found.file, picture, found.mask)
 
 
 def _slug(label: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") or "image"
 
 
-def _without_copies(
-    guides: Sequence[_Item], items: Sequence[_Item], left: list[_Left]
-) -> tuple[list[_Item], list[_Item]]:
-    """Return the pool that splits are drawn from, and the guides with what their copies in the sources tell of them."""
-    kept: dict[str, _Item] = {}
-    for guide in guides:
-        if guide.pixels in kept:
-            raise ValueError(f"guides {kept[guide.pixels].source} and {guide.source} show the same pixels; remove one")
-        kept[guide.pixels] = guide
-    for item in items:
-        twin = kept.setdefault(item.pixels, item)
-        if twin is item:
-            continue
-        if twin.record.label != item.record.label:
-            labels = f"{twin.record.label!r} ({twin.source}) and {item.record.label!r} ({item.source})"
-            raise ValueError(f"one picture has two labels: {labels}; correct the label or remove the picture")
-        what = "also a guide" if twin.record.split == "guide" else "duplicate"
-        left.append(_Left(twin.record.image_id, item.source, what, f"same pixels as {twin.source}"))
-        kept[item.pixels] = replace(twin, record=_completed(twin.record, item.record))
-    known = list(kept.values())
-    own = [item for item in known if item.record.split == "guide"]
-    patients = {item.record.patient for item in own} - {""}
+def _check_readable(found: int, left: Sequence[Left], most: float) -> None:
+    reasons = Counter(_kind(each.reason) for each in left if each.what == UNUSABLE)
+    if reasons.total() > most * found:
+        told = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common(5))
+        raise UnreadableError(
+            f"{reasons.total()} of {found} files give no usable picture ({told}); dataset.most_unusable={most} allows "
+            f"{most:.0%}. Mend the files, correct the source's pattern, or raise it"
+        )
+
+
+def _kind(reason: str) -> str:
+    return reason.split(":")[0]
+
+
+def _without_guides_patients(guides: Sequence[Item], items: Sequence[Item], left: list[Left]) -> list[Item]:
+    patients = {item.record.patient for item in guides} - {""}
     pool = []
-    for item in known[len(own) :]:
+    for item in items:
         if item.record.patient in patients:
             reason = "another picture of this patient is a guide"
-            left.append(_Left(item.record.image_id, item.source, "patient of a guide", reason))
+            left.append(Left(item.record.image_id, item.source, "patient of a guide", reason))
         else:
             pool.append(item)
-    return pool, own
+    return pool
 
 
-def _completed(record: Record, copy: Record) -> Record:
-    """Fill what is unknown of a picture with what its copy tells."""
-    return replace(record, **{key: value for key, value in asdict(copy).items() if not getattr(record, key)})
+@dataclass(frozen=True)
+class _Drawing:
+    """What splits are drawn from, and how leaks are resolved."""
+
+    guides: Sequence[Item]
+    pool: Sequence[Item]
+    near: Ties
+    rules: Rules
+    before: Mapping[str, str]  # image_id -> split of an earlier run
+    root: Path
+
+    def drawn(self) -> tuple[Manifest, list[Leak], list[Leak]]:
+        """Draw until nothing leaks, or once where leaks shall stop the run.
+
+        Returns:
+            the guides and the drawn images, the leaks that are left, and those that were resolved.
+        """
+        dropped: dict[str, Leak] = {}
+        moved: dict[str, tuple[str, Leak]] = {}  # image_id -> side
+        records = [item.record for item in self.pool]
+        groups = {record.image_id: group for group in groups_of(records) for record in group}
+        while True:
+            sided = [
+                replace(r, split=moved[r.image_id][0]) if r.image_id in moved else r
+                for r in records if r.image_id not in dropped
+            ]  # fmt: skip
+            manifest = self._with_guides([record for record in sided if record.split])
+            leaks = find_leaks(manifest, self.near)  # of how the sources are divided, whether or not all are drawn
+            if not leaks:
+                kept = {image_id: part for image_id, part in self.before.items() if image_id not in moved}
+                drawn = split(sided, self.rules.counts, self.rules.seed, self.rules.stratify, kept)
+                manifest = self._with_guides(drawn)
+                leaks = find_leaks(manifest, self.near)
+            if not leaks or self.rules.leaks == "stop":
+                return manifest, leaks, [*dropped.values(), *{leak for _, leak in moved.values()}]
+            for leak in leaks:
+                if self.rules.leaks == "drop" or leak.sides[0] == "guide" or leak.second in moved:
+                    dropped[leak.second] = leak  # a guide's copy cannot become a guide: it has no caption
+                else:
+                    moved |= {r.image_id: (leak.sides[0], leak) for r in groups[leak.second]}
+
+    def _with_guides(self, records: Sequence[Record]) -> Manifest:
+        return Manifest((*(item.record for item in self.guides), *records), self.root)
+
+
+def _elsewhere(drawing: _Drawing, manifest: Manifest) -> int:
+    """Return how many images a draw without a memory would have put elsewhere. Where nothing was added it is none."""
+    if not drawing.before:
+        return 0
+    rules = drawing.rules
+    try:
+        fresh = split([item.record for item in drawing.pool], rules.counts, rules.seed, rules.stratify)
+    except ShortageError:  # what earlier runs drew is what makes it possible
+        return len(drawing.before)
+    sides = {record.image_id: record.split for record in fresh}
+    return sum(drawing.before.get(r.image_id) == r.split != sides.get(r.image_id) for r in manifest)
 
 
 def _split_without_leaks(
-    guides: Sequence[_Item],
-    pool: Sequence[_Item],
-    counts: Counts,
-    seed: int,
-    root: Path,
-    rule: str,
-    left: list[_Left],
+    drawing: _Drawing, out: Path, cache: ImageCache, left: list[Left]
 ) -> tuple[Manifest, list[Leak]]:
-    """Draw splits; on a leak stop, or drop the lesser picture of each pair and draw again until there is none."""
-    by_id = {item.record.image_id: item for item in (*guides, *pool)}
-    dropped: dict[str, Leak] = {}
-    while True:
-        open_records = [item.record for item in pool if item.record.image_id not in dropped]
-        drawn = split(open_records, counts, seed)
-        manifest = Manifest((*(item.record for item in guides), *drawn), root)
-        leaks = find_leaks(manifest, np.stack([by_id[record.image_id].thumbnail for record in manifest]))
-        if not leaks:
-            return manifest, list(dropped.values())
-        for leak in leaks:
-            left.append(_Left(leak.second, by_id[leak.second].source, "leak", f"{leak}; {by_id[leak.first].source}"))
-        if rule == "stop":
-            remedy = "remove one of each pair, or let leaks='drop' remove the second"
-            raise LeakError("\n".join([f"{len(leaks)} leaks:", *map(str, leaks), remedy]))
-        dropped |= {leak.second: leak for leak in leaks}
+    """Return what was drawn, and the leaks that were resolved.
+
+    Raises:
+        LeakError: a leak is left, and the rule is "stop".
+    """
+    manifest, leaks, resolved = drawing.drawn()
+    by_id = {item.record.image_id: item for item in (*drawing.guides, *drawing.pool)}
+    for leak in leaks or resolved:
+        gone = "leak dropped" if not leaks and leak.second not in set(manifest.column("image_id")) else "leak"
+        left.append(Left(leak.second, by_id[leak.second].source, gone, f"{leak}; {by_id[leak.first].source}"))
+    if leaks or resolved:
+        pixels = cache.pixels()
+        pairs = [(f"{leak.kind} {leak.similarity:.3f}: {leak.sides[0]} / {leak.sides[1]}",
+                  *(pixels[by_id[each].picture.row] for each in (leak.first, leak.second)))
+                 for leak in leaks or resolved]  # fmt: skip
+        write_sheet(out / "leaks.png", pairs)
+    if leaks:
+        shown = [str(leak) for leak in leaks[:MOST_TOLD]]
+        more = [f"and {len(leaks) - MOST_TOLD} more"] if len(leaks) > MOST_TOLD else []
+        remedy = (
+            f"{out / 'leaks.png'} shows them. Remove one of each pair, or let dataset.leaks=drop leave the second out, "
+            "or dataset.leaks=move take it, with all that belongs to it, to the first one's side"
+        )
+        raise LeakError("\n".join([f"{len(leaks)} leaks:", *shown, *more, remedy]))
+    return manifest, resolved
 
 
-def _keep(manifest: Manifest, out: Path) -> Manifest:
-    """Move the used pictures to their place and drop the others."""
-    (out / "images").mkdir(parents=True)
-    for record in manifest:
-        (out / WORK / "images" / f"{record.image_id}.png").replace(manifest.file(record))
-    if (out / WORK / "masks").exists():
-        (out / WORK / "masks").replace(out / "masks")
-    shutil.rmtree(out / WORK)
-    return manifest
+def _written(
+    chosen: Manifest, by_id: Mapping[str, Item], rules: Rules, cache: ImageCache, left: list[Left]
+) -> Iterator[Record]:
+    """Write the used pictures and their masks; yield their records."""
+    pixels = cache.pixels()
+    for record in chosen:
+        item = by_id[record.image_id]
+        image = cache.row(pixels, item.picture)
+        png = encode_png(image)
+        write_bytes(chosen.file(record), png, durable=False)
+        tone = ita_group(image) if rules.estimate_tone and not record.skin_tone else ""
+        mask = _written_mask(chosen.file(record).parents[1] / "masks", item, rules.size, left)
+        yield replace(
+            record,
+            sha256=hashlib.sha256(png).hexdigest(),
+            mask=(Path(record.path).parents[1] / "masks" / mask).as_posix() if mask else "",
+            skin_tone_ita=tone,
+        )
+
+
+def _written_mask(folder: Path, item: Item, size: int, left: list[Left]) -> str:
+    """Write an image's mask, if it has one, and return its name. One that cannot be used is left out, but a guide's."""
+    if item.mask is None:
+        return ""
+    try:
+        mask = fit_mask(read_mask(item.mask, item.picture.height, item.picture.width), size)
+        if not mask.any():
+            raise ValueError(
+                f"{item.mask} marks nothing within the central square of its image; move the crop or the mask"
+            )
+    except ValueError as error:
+        if item.record.split == "guide":
+            raise
+        left.append(Left(item.record.image_id, item.mask, "mask", str(error)))
+        return ""
+    file = folder / f"{item.record.image_id}.png"
+    write_mask(file, mask)
+    return file.name
+
+
+def _enlarged(guides: Sequence[Item], size: int) -> list[str]:
+    """Warn of guides that are enlarged; refuse one in which nothing of what shall be painted can be seen."""
+    warnings = []
+    for item in guides:
+        side = min(item.picture.height, item.picture.width)
+        if side * ENLARGED < size:
+            raise ValueError(
+                f"guide {item.source} must have {math.ceil(size / ENLARGED)} or more pixels a side to be enlarged "
+                f"to dataset.size={size}; it has {side}. Use a larger picture, or a smaller dataset.size"
+            )
+        if side < size:
+            warnings.append(f"guide {item.record.image_id} is enlarged from {side} to {size} pixels a side")
+    return warnings
 
 
 def _warnings(manifest: Manifest) -> tuple[str, ...]:
@@ -335,12 +366,21 @@ def _warnings(manifest: Manifest) -> tuple[str, ...]:
     }
     missing = {column: manifest.column(column).count("") for column in asked}
     total = len(manifest)
-    return tuple(f"{missing[c]} of {total} images have no {c}: {means}" for c, means in asked.items() if missing[c])
+    found = [f"{missing[c]} of {total} images have no {c}: {means}" for c, means in asked.items() if missing[c]]
+    burned = sum(BURNED_IN in record.conversions for record in manifest)
+    if burned:
+        found.append(f"{burned} of {total} images have text in the picture, says their file: it may name the patient")
+    return tuple(found)
 
 
-def _write_left(file: Path, left: Sequence[_Left]) -> None:
+def _write_left(file: Path, left: Sequence[Left]) -> None:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("image_id", "file", "what", "reason"))
-    writer.writerows((each.image_id, each.file, each.what, each.reason) for each in left)
+    # Names that are not UTF-8 are shown as far as they can be.
+    writer.writerows((each.image_id, _shown(str(each.file)), each.what, _shown(each.reason)) for each in left)
     write_text(file, out.getvalue())
+
+
+def _shown(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

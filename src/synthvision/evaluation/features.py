@@ -12,6 +12,7 @@ from synthvision.evaluation.metrics import Floats
 Images = npt.NDArray[np.uint8]
 RINGS = 12  # of the radial power spectrum
 CORNER = 4  # a corner patch's side is the image's divided by this
+FRAME = 16  # the frame's width is the image's divided by this
 SMALLEST = 16
 
 
@@ -31,6 +32,19 @@ def colour_statistics(images: Images) -> Floats:
     pairs = ((0, 1), (0, 2), (1, 2))
     together = [(centred[..., a] * centred[..., b]).mean(1) / (spread[:, a] * spread[:, b] + 1e-9) for a, b in pairs]
     return np.concatenate([pixels.mean(axis=1), spread, *quantiles, np.stack(together, axis=1)], axis=1)
+
+
+def mean_colour(images: Images) -> Floats:
+    """Return the mean of each channel and its share of all: light and white balance, not what is seen.
+
+    Args:
+        images: (N, H, W, 3), 0..255.
+
+    Returns:
+        (N, 6)
+    """
+    means = _checked(images).reshape(len(images), -1, 3).mean(axis=1) / 255  # (N, 3)
+    return np.concatenate([means, means / (means.sum(axis=1, keepdims=True) + 1e-9)], axis=1)
 
 
 def texture_statistics(images: Images) -> Floats:
@@ -72,12 +86,26 @@ def border_patches(images: Images) -> Floats:
     Args:
         images: (N, H, W, 3), 0..255.
     """
+    mean: Floats = np.mean(_corners(images), axis=0)
+    return mean
+
+
+def corner_patches(images: Images) -> Floats:
+    """Return colour and texture statistics of each corner, and of the frame around the picture: a stamp is in one.
+
+    Args:
+        images: (N, H, W, 3), 0..255.
+    """
+    thin = max(min(_checked(images).shape[1:3]) // FRAME, 1)
+    edges = (images[:, :thin], images[:, -thin:], images[:, :, :thin], images[:, :, -thin:])
+    return np.concatenate([*_corners(images), *(_colour_of_patch(edge) for edge in edges)], axis=1)
+
+
+def _corners(images: Images) -> list[Floats]:
     height, width = (max(side // CORNER, SMALLEST // 2) for side in _checked(images).shape[1:3])
     rows, columns = (slice(None, height), slice(-height, None)), (slice(None, width), slice(-width, None))
     corners = [images[:, row, column] for row in rows for column in columns]
-    parts = [np.concatenate([_colour_of_patch(corner), _grain(corner / 255.0)], axis=1) for corner in corners]
-    mean: Floats = np.mean(parts, axis=0)
-    return mean
+    return [np.concatenate([_colour_of_patch(corner), _grain(corner / 255.0)], axis=1) for corner in corners]
 
 
 def _colour_of_patch(patch: Images) -> Floats:

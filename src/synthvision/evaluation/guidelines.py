@@ -43,7 +43,6 @@ def answers(given: ReportInput) -> dict[str, tuple[str, str]]:
     calibrated = result.reliability[-1]
     return {
         "result": (" ".join(words.answer(result)), "results"),
-        "intended_use": ("Research use only; not a medical device.", "limits"),
         "sources": (_stated(given, "licence", "licences"), "data"),
         "reference_standard": (_stated(given, "reference_standard", "reference standards"), "data"),
         "consent": (_stated(given, "consent", "consent"), "data"),

@@ -36,10 +36,11 @@ FOLDS = 5
 NEGLIGIBLE = 0.65  # the phantom's own limit for a shortcut
 STRONG = 0.90
 
-Kind = Literal["origin", "class"]
+Kind = Literal["origin", "class", "picture"]
 MEANING: dict[Kind, str] = {  # what follows if the clue works
     "origin": "A classifier trained on them can learn the generator's traces instead of the disease.",
     "class": "A classifier's score on such images may rest on this clue instead of the disease.",
+    "picture": "The disease may change it; where it does not, a classifier's score may rest on it instead.",
 }
 
 MODELS: dict[str, Callable[[int], ClassifierMixin]] = {
@@ -75,7 +76,8 @@ def probe(
         target: (N,).
         groups: (N,), the patient; images of a group stay together in a fold.
         question: what is told from what, in words that fit after "tells".
-        kind: "origin" where synthetic is told from real, "class" where the classes themselves are told apart.
+        kind: "origin" where synthetic is told from real, "class" where the classes themselves are told apart, "picture"
+            where they are by something that the disease may change.
         seed: of folds, models and bootstrap.
 
     Raises:

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from synthvision.artifact import write_json
+from synthvision.data.audit import Trait
 from synthvision.data.images import load_batch
 from synthvision.evaluation.evaluate import SUBGROUP_COLUMNS
+from synthvision.evaluation.features import SMALLEST, Images, column_features, corner_patches, mean_colour
 from synthvision.evaluation.intervals import Estimate
-from synthvision.evaluation.probes import FOLDS, Probe, image_probes, metadata_probe, probe_groups
+from synthvision.evaluation.metrics import Floats
+from synthvision.evaluation.probes import (
+    FOLDS,
+    NEGLIGIBLE,
+    STRONG,
+    Kind,
+    Probe,
+    image_probes,
+    metadata_probe,
+    probe,
+    probe_groups,
+)
 from synthvision.manifest import Manifest
+
+COLOUR, BORDERS = "mean colour", "borders and corners"
+MOST = 3000  # pictures that the probes of intake are asked about
 
 
 def probe_study(known: Manifest, synthetic: Manifest, positive: str, size: int) -> tuple[Probe, ...]:
@@ -27,6 +44,50 @@ def probe_study(known: Manifest, synthetic: Manifest, positive: str, size: int) 
         size: side at which pictures are compared, in pixels.
     """
     return (*_of_origin(known, synthetic, positive, size), *_of_class(known, positive))
+
+
+def probe_intake(traits: Sequence[Trait], pixels: Images, classes: Sequence[str], seed: int) -> tuple[Probe, ...]:
+    """Return how well small models tell the classes apart that never look at the disease.
+
+    All usable pictures are asked, those of the test set too: this is about the images, and nothing is trained on it.
+
+    Args:
+        traits: of the usable pictures.
+        pixels: of all pictures in the cache, uint8 (rows, S, S, 3), may be memory-mapped.
+        classes: of the study. Of more than two each is told from the others, and the strongest of a clue is returned.
+        seed: of folds and models, and of the sample of at most MOST pictures.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = [traits[index] for index in sorted(rng.permutation(len(traits))[:MOST].tolist())]
+    groups = [trait.group for trait in chosen]
+    asked = [classes[0]] if len(classes) == 2 else classes
+    clues = _clues(chosen, pixels)
+    found: list[Probe] = []
+    for name, features in clues.items():
+        kind: Kind = "picture" if name in (COLOUR, BORDERS) else "class"
+        probes = []
+        for label in asked:
+            target = np.array([trait.label == label for trait in chosen])
+            if _fewest(groups, target.tolist()) >= FOLDS:
+                probes.append(probe(name, features, target, groups, f"{label} from the other classes", kind, seed))
+        found += [max(probes, key=lambda each: max(e.value for e in each.models.values()))] if probes else []
+    return tuple(found)
+
+
+def _clues(traits: Sequence[Trait], pixels: Images) -> dict[str, Floats]:
+    facts = {name: [trait.facts[name] for trait in traits] for name in (traits[0].facts if traits else ())}
+    places = {name: [trait.places[name] for trait in traits] for name in (traits[0].places if traits else ())}
+    clues = {"file metadata": _varying(facts), "source and site": _varying(places)}
+    if traits and min(pixels.shape[1:3]) >= SMALLEST:
+        images = np.asarray(pixels[[trait.row for trait in traits]])
+        clues |= {COLOUR: mean_colour(images), BORDERS: corner_patches(images)}
+    return {name: features for name, features in clues.items() if features.shape[1]}
+
+
+def _varying(columns: Mapping[str, Sequence[str | float]]) -> Floats:
+    """Return the features of the columns that are not the same for all."""
+    varying = {name: cells for name, cells in columns.items() if len(set(cells)) > 1}
+    return column_features(varying) if varying else np.empty((0, 0))
 
 
 def _of_origin(known: Manifest, synthetic: Manifest, positive: str, size: int) -> tuple[Probe, ...]:
@@ -66,6 +127,18 @@ def read_probes(file: Path) -> list[Probe]:
     return [Probe(models=each, **row) for row, each in zip(rows, models, strict=True)]
 
 
-def probe_metrics(probes: Sequence[Probe]) -> dict[str, float]:
+def in_words(probe: Probe) -> dict[str, Any]:
+    """Return a probe as the audit's page shows it.
+
+    It is grave where a clue that has nothing to do with the disease is more than negligible, or where one that the
+    disease may change nearly settles the question.
+    """
+    limit = STRONG if probe.name in (COLOUR, BORDERS) else NEGLIGIBLE
+    best = max(probe.models.values(), key=lambda estimate: estimate.value)
+    told = {"name": probe.name, "question": probe.question, "sentence": probe.sentence, "images": probe.images}
+    return {**told, "auc": best.value, "low": best.low, "high": best.high, "grave": best.low > limit}
+
+
+def probe_metrics(probes: Sequence[Probe], kind: str = "probe") -> dict[str, float]:
     """Return each probe's best AUC under an MLflow name."""
-    return {f"probe/{probe.name}": max(each.value for each in probe.models.values()) for probe in probes}
+    return {f"{kind}/{probe.name}": max(each.value for each in probe.models.values()) for probe in probes}

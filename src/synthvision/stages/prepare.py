@@ -10,24 +10,37 @@ from pathlib import Path
 from filelock import FileLock
 
 from synthvision import artifact
+from synthvision.data.audit import write_audit
+from synthvision.data.cache import ImageCache
 from synthvision.data.phantom import write_phantoms
 from synthvision.data.prepare import prepare
+from synthvision.data.reading import read_pictures
+from synthvision.evaluation.shortcuts import in_words, probe_intake, probe_metrics, write_probes
 from synthvision.stages.context import Context, Result
 from synthvision.study import Study
 
+CACHE = ".cache"  # below the root: all studies and runs share it
+PROBES = "probes.json"
 PHANTOM = "phantom.json"  # says how the phantoms beside it were drawn
 
 
 def run_prepare(given: Context) -> Result:
     """Read, check and split the real images."""
-    study, data = given.study, given.study.dataset
+    study, data, cache = given.study, given.study.dataset, _cache(given.study)
     audit = prepare(
-        data.sources, study.disease.guides, data.counts, data.size, data.seed, study.folder, given.out,
-        study.disease.classes, data.leaks,
-    )  # fmt: skip
+        data.sources, study.disease.guides, data.rules, study.disease.classes, study.folder, given.out, cache
+    )
+    probes = probe_intake(audit.traits, cache.pixels(), study.disease.classes, data.seed)
+    write_probes(given.out / PROBES, probes)
+    files = write_audit(given.out, audit, [in_words(probe) for probe in probes])
     counts = {f"images/{label}/{part}": n for label, row in audit.counts().items() for part, n in row.items()}
-    metrics = {**counts, "quarantined": audit.quarantined, "duplicates": audit.duplicates, "leaks": len(audit.leaks)}
-    return Result(metrics, files=[given.out / "audit.json"], inputs={"prepared": audit.manifest})
+    found = {"quarantined": audit.quarantined, "duplicates": audit.duplicates, "near_duplicates": len(audit.near)}
+    metrics = {**counts, **found, "leaks": len(audit.leaks), **probe_metrics(probes, "shortcut")}
+    return Result(metrics, files=files, inputs={"prepared": audit.manifest})
+
+
+def _cache(study: Study) -> ImageCache:
+    return ImageCache(Path(study.root) / CACHE, study.dataset.size, study.dataset.seed)
 
 
 def draw_phantoms(study: Study) -> None:
@@ -55,20 +68,22 @@ def draw_phantoms(study: Study) -> None:
 
 
 def source_digest(study: Study) -> str:
-    """Return a digest of what the user's sources tell and of the files they name."""
-    sources = [study.disease.guides, *study.dataset.sources]
+    """Return a digest of what the user's sources tell and of the files they name.
+
+    What is new is read and decoded here, once; `prepare` finds it in the cache.
+    """
+    sources = enumerate([study.disease.guides, *study.dataset.sources])
+    found = [(number, each) for number, source in sources for each in source.read()]
+    pictures = read_pictures([each.file for _, each in found], _cache(study), study.dataset.workers)
     rows = [
-        (number, found.file.name, sorted(found.values.items()), *map(_digest_of_file, [found.file, found.mask]))
-        for number, source in enumerate(sources)
-        for found in source.read()
+        (number, each.file.name, sorted(each.values.items()), picture.sha256 or "unreadable", _mask_digest(each.mask))
+        for (number, each), picture in zip(found, pictures, strict=True)
     ]
     return artifact.digest_of(rows)
 
 
-def _digest_of_file(file: Path | None) -> str:
-    if file is None:
-        return ""
+def _mask_digest(mask: Path | None) -> str:
     try:
-        return artifact.sha256_file(file)
+        return artifact.sha256_file(mask) if mask else ""
     except OSError:
         return "unreadable"  # prepare will say why

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from synthvision.evaluation.errors import read_errors
 from synthvision.evaluation.ledger import Ledger
+from synthvision.evaluation.probes import Probe
 from synthvision.evaluation.report import ReportInput, write_report
 from synthvision.evaluation.shortcuts import read_probes
 from synthvision.manifest import Manifest
 from synthvision.predictions import Predictions
 from synthvision.stages.context import WEIGHTS, Context, Result, versions
 from synthvision.stages.evaluate import evaluated, identity_of
+from synthvision.stages.prepare import PROBES
 
 
 def run_report(given: Context) -> Result:
@@ -36,7 +39,7 @@ def run_report(given: Context) -> Result:
             training=Manifest.read(given.before["classify"] / "training.csv", study.folder),
             evaluation=result,
             openings=Ledger(study.folder / "ledger").openings(identity_of(test)),
-            probes=read_probes(given.before["evaluate"] / "probes.json"),
+            probes=[*read_probes(given.before["evaluate"] / "probes.json"), *_of_intake(given.before["prepare"])],
             errors=read_errors(given.before["evaluate"] / "errors"),
             diffusion_losses=_losses(trained),
             history=_read_rows(given.before["classify"] / "history.csv"),
@@ -53,6 +56,11 @@ def run_report(given: Context) -> Result:
         given.out,
     )
     return Result(files=[page, given.out / "report.json", given.out / "figures"])
+
+
+def _of_intake(prepared: Path) -> list[Probe]:
+    """Return what `prepare` found out about shortcuts in all real images, before any model was trained."""
+    return [replace(probe, name=f"{probe.name} of all real images") for probe in read_probes(prepared / PROBES)]
 
 
 def _losses(trained: Path | None) -> list[dict[str, float]]:

@@ -12,10 +12,12 @@ export class Outbox {
     window.addEventListener("online", () => this.wake?.());
   }
 
+  // Kept at once, sent after the next frame: the image that follows comes first. A hidden page draws no frames.
   add(entry) {
     this.entries.push(entry);
     this.keep(entry);
-    this.work();
+    requestAnimationFrame(() => setTimeout(() => this.work()));
+    setTimeout(() => this.work(), 100);
   }
 
   // Sends what an earlier visit left behind.

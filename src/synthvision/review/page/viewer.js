@@ -60,8 +60,10 @@ export class Viewer {
   draw() {
     const image = this.stage.firstElementChild;
     if (image) {
-      image.style.transform = `translate(${this.x}px, ${this.y}px) scale(${this.zoom})`;
-      image.style.filter = `brightness(${this.brightness.value}%)`;
+      // nothing where nothing is changed: a filter costs time with every new image
+      const { x, y, zoom } = this;
+      image.style.transform = zoom === 1 ? "" : `translate(${x}px, ${y}px) scale(${zoom})`;
+      image.style.filter = this.brightness.value === "100" ? "" : `brightness(${this.brightness.value}%)`;
     }
     this.zoomOutput.textContent = `${Math.round(this.zoom * 100)}%`;
   }
