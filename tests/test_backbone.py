@@ -140,7 +140,7 @@ def test_an_unreachable_hub_says_what_to_download(monkeypatch):
 @pytest.mark.parametrize(("kind", "family"), [("sdxl", "sd"), ("sd21", "sdxl")])
 def test_weights_of_the_other_family_are_refused_before_they_are_read(kind, family, tmp_path, monkeypatch):
     save(kind, tmp_path / kind)
-    monkeypatch.setattr(backbones_module, "_load_part", None)  # reading weights would fail otherwise
+    monkeypatch.setattr(backbones_module, "load_part", None)  # reading weights would fail otherwise
     with pytest.raises(ValueError, match=rf"backbone\.family is '{family}'.* reads texts of width \d+"):
         load(replace(config(kind, tmp_path / kind), family=family))
 

@@ -59,7 +59,7 @@ def test_file_says_what_it_is(name: str) -> None:
 
 def test_stages_are_those_of_the_pipeline() -> None:
     names = {composed(f"stage={file.stem}").stage.name: file.stem for file in (CONF / "stage").glob("*.yaml")}
-    assert names == {name: name for name in (*STAGES, *USES, "pipeline", "pretrain", "ui")}
+    assert names == {name: name for name in (*STAGES, *USES, "superres", "pipeline", "pretrain", "ui")}
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if not name.startswith("experiment/")])
@@ -148,7 +148,7 @@ def test_defaults_are_in_order() -> None:
     assert names[0] == "_self_"
 
 
-@pytest.mark.parametrize(("weights", "part"), [("tiny", "backbone"), ("tiny_vit", "vit")])
+@pytest.mark.parametrize(("weights", "part"), [("tiny", "backbone"), ("tiny_x4", "upscaler"), ("tiny_vit", "vit")])
 def test_the_weights_that_ship_were_made_with_the_config_that_ships(weights: str, part: str) -> None:
     made = json.loads((PACKAGE_WEIGHTS / weights / "provenance.json").read_text())
     pretrain = cli.study_of(composed("stage=pretrain")).pretrain

@@ -364,3 +364,20 @@ def test_a_painted_mark_stays_and_leaves_no_halo_while_the_slow_change_goes() ->
     kept = local(change, mask)[0, ..., 0]
     assert kept.dtype == torch.float32
     assert ((kept - mark).abs() * mask[0]).max() < 1  # grey level; least squares would be 10 off
+
+
+def test_images_pass_through_what_enlarges_them(backbone, tmp_path):
+    plain = draw(backbone, PROMPTS, tmp_path / "plain")
+    asked = []
+
+    def enlarge(images, texts, seeds):
+        asked.extend(zip(texts, seeds, strict=True))
+        return images.repeat(4, 1).repeat(4, 2)
+
+    large = draw(backbone, PROMPTS, tmp_path / "large", enlarge=enlarge)
+    assert large.column("image_id") == plain.column("image_id")
+    assert [text for text, _ in asked] == [prompt.text for prompt in PROMPTS]
+    assert len({seed for _, seed in asked}) == len(PROMPTS)
+    assert not {seed for _, seed in asked} & {int(seed) for seed in large.column("seed")}
+    for small, big in zip(plain, large, strict=True):
+        assert np.array_equal(read_rgb(large.file(big)), read_rgb(plain.file(small)).repeat(4, 0).repeat(4, 1))

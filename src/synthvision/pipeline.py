@@ -34,6 +34,7 @@ from synthvision.stages.pretrain import run_pretrain
 from synthvision.stages.reading import Session, read
 from synthvision.stages.report import run_report
 from synthvision.stages.review import check_decided, decisions_digest, run_review
+from synthvision.stages.superres import run_superres
 from synthvision.study import Study
 from synthvision.tracking import Run, Store, TrackingConfig, open_store
 
@@ -80,9 +81,17 @@ def _dreambooth_config(study: Study) -> Mapping[str, Any]:
     return {**_of("seed", "backbone", "disease", "dreambooth")(study), "weights": weights}
 
 
+def _superres_config(study: Study) -> Mapping[str, Any]:
+    config, weights = asdict(study.superres), weights_digest(study.superres.upscaler.source)
+    del config["candidates"]
+    return {**_of("seed", "disease")(study), "superres": config, "weights": weights}
+
+
 def _generate_config(study: Study) -> Mapping[str, Any]:
     values: dict[str, Any] = dict(_of("seed", "backbone", "disease", "generate", "memorisation")(study))
     values["generate"] = {key: value for key, value in values["generate"].items() if key != "shard"}
+    if study.superres.candidates:
+        values["upscaling"] = asdict(study.superres.upscaling)
     files = (study.generate.prompts, study.generate.safety_checker, study.memorisation.encoder)
     return {**values, "files": [weights_digest(file) for file in files]}
 
@@ -114,7 +123,7 @@ STAGES: Mapping[str, Stage] = {
     "prepare": Stage((), _prepare_config, run_prepare, (*_MANIFEST, "evaluation"), device=False),
     "dreambooth": Stage(("prepare",), _dreambooth_config, run_dreambooth, _DIFFUSION, of_synthetic=True),
     "generate": Stage(
-        ("prepare", "dreambooth"),
+        ("prepare", "dreambooth", "superres"),
         _generate_config,
         run_generate,
         _DIFFUSION,
@@ -146,6 +155,8 @@ USES: Mapping[str, Stage] = {  # of a finished classifier
     "predict": Stage((), _predict_config, run_predict, _CLASSIFICATION),
     "export": Stage((), _of("predict"), run_export, _CLASSIFICATION),
 }
+# Part of a study only where its candidates pass through the upscaler, or where it is asked for.
+SUPERRES = Stage(("prepare",), _superres_config, run_superres, _DIFFUSION, of_synthetic=True)
 PRETRAIN = Stage((), _of("pretrain"), run_pretrain, (*_DIFFUSION, *_CLASSIFICATION))
 
 
@@ -174,7 +185,7 @@ def run(
 
     Args:
         study: what to do.
-        stage: a name in STAGES, "pipeline" for all of them, or "pretrain".
+        stage: a name in STAGES, "superres", "pipeline" for all of them, or "pretrain".
         resolved: the whole config in plain values, kept with each run.
         overrides: of the command line, from which the command is rebuilt.
         config: where runs are tracked.
@@ -192,7 +203,8 @@ def run(
         table = {stage: USES[stage]}
     else:
         uses = {name: replace(each, reads=("classify",)) for name, each in USES.items() if name == stage}
-        table = {name: each for name, each in STAGES.items() if study.generates or not each.of_synthetic} | uses
+        stages = {**STAGES, "superres": SUPERRES} if study.superres.candidates or stage == "superres" else STAGES
+        table = {name: each for name, each in stages.items() if study.generates or not each.of_synthetic} | uses
         draw_phantoms(study)
     if stage in USES:
         USES[stage].config(study)  # images that are not there fail at once, not after the stages before

@@ -18,7 +18,11 @@ from synthvision.diffusion.dreambooth import DreamBoothConfig, Subject
 from synthvision.diffusion.memorisation import GateConfig
 from synthvision.diffusion.plan import GenerationConfig
 from synthvision.diffusion.pretrain import PretrainConfig
+from synthvision.diffusion.pretrain_upscaler import UpscalerPretrainConfig
 from synthvision.diffusion.prompt_file import read_prompts
+from synthvision.diffusion.superres import SuperResConfig
+from synthvision.diffusion.upscale import UpscalingConfig
+from synthvision.diffusion.upscaler import UpscalerConfig
 from synthvision.evaluation.evaluate import SUBGROUP_COLUMNS, Choices
 from synthvision.evaluation.subgroups import MINIMUM
 from synthvision.review.policy import PhysicianPolicy
@@ -170,11 +174,22 @@ class PredictConfig:
 
 
 @dataclass(frozen=True)
+class SuperResolution:
+    """The x4 upscaler: which, how it is fine-tuned on the guides, how it is used."""
+
+    candidates: bool  # whether candidates pass through it
+    upscaler: UpscalerConfig
+    training: SuperResConfig
+    upscaling: UpscalingConfig
+
+
+@dataclass(frozen=True)
 class Pretraining:
     """How the weights that ship with the package were trained."""
 
     seed: int
     backbone: PretrainConfig
+    upscaler: UpscalerPretrainConfig
     vit: VitPretrainConfig
 
 
@@ -194,6 +209,7 @@ class Study:
     disease: Disease
     dataset: Dataset
     dreambooth: DreamBoothConfig
+    superres: SuperResolution
     generate: GenerationConfig
     memorisation: GateConfig
     review: UnattendedPolicy | PhysicianPolicy

@@ -6,10 +6,10 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from diffusers import (
@@ -47,6 +47,7 @@ class BackboneConfig:
     resolution: int  # side of the square images it is trained on and paints, in pixels
     family: str  # one of FAMILIES
     revision: str | None = None  # of a Hub id: pin a commit
+    key: ClassVar[str] = "backbone"  # of this group in the configuration
 
     def __post_init__(self) -> None:
         if not self.name or not self.source:
@@ -152,7 +153,7 @@ class Backbone:
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
         """Return each tokenizer's ids, int64 (B, L), padded to its full length; warn with the text that is cut off."""
-        return tuple(_tokens(tokenizer, list(prompts)) for tokenizer in self.tokenizers)
+        return tuple(tokens_of(tokenizer, list(prompts)) for tokenizer in self.tokenizers)
 
     def encode_tokens(self, tokens: Sequence[Tensor]) -> Conditioning:
         """Run the text encoders on the ids of `tokenize`; gradients flow where the encoders' parameters want them."""
@@ -249,19 +250,46 @@ class Backbone:
 
     def save(self, folder: Path) -> None:
         """Write a diffusers folder of safetensors; whole or not at all. An older folder of that name is replaced."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for interrupted in folder.parent.glob(f".{folder.name}.*"):
-            shutil.rmtree(interrupted)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
             self.lay_out(torch.contiguous_format)  # safetensors stores no other
-            self.pipeline().save_pretrained(partial, safe_serialization=True)
-            partial.chmod(0o755)  # mkdtemp's 0700 would hide results from a team's shared group
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
+            replace_folder(folder, lambda partial: self.pipeline().save_pretrained(partial, safe_serialization=True))
         finally:
             self.lay_out(torch.channels_last)
-            shutil.rmtree(partial, ignore_errors=True)
+
+
+class Weights(Protocol):
+    """What is said of weights in the configuration: BackboneConfig, or a group like it."""
+
+    @property
+    def key(self) -> str:
+        """The group's name in the configuration."""
+
+    @property
+    def name(self) -> str:
+        """What the user calls them."""
+
+    @property
+    def source(self) -> str:
+        """A folder, a Hub id or "package:NAME"."""
+
+    @property
+    def revision(self) -> str | None:
+        """Of a Hub id."""
+
+
+def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a folder; whole or not at all. An older folder of that name is replaced."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for interrupted in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(interrupted)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        write(partial)
+        partial.chmod(0o755)  # mkdtemp's 0700 would hide results from a team's shared group
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def load(config: BackboneConfig, dtype: torch.dtype = torch.float32) -> Backbone:
@@ -272,13 +300,16 @@ def load(config: BackboneConfig, dtype: torch.dtype = torch.float32) -> Backbone
         ValueError: the weights are of another family, or the resolution does not fit the model.
     """
     parts = _parts(config.family)
-    source = _source(config, parts)
+    folder = _local_folder(config)
+    if folder and (folder / "unet" / "config.json").is_file():  # a missing second text encoder may be the wrong family
+        _require_family(config, str(folder), _unet_config(str(folder), None))
+    source = find_source(config, (*parts, "scheduler"))
     try:
         _check_family(config, source, parts)
         scheduler_config = DDPMScheduler.load_config(source, subfolder="scheduler", revision=config.revision)
-        loaded = {name: _load_part(kind, source, name, config.revision, dtype) for name, kind in parts.items()}
+        loaded = {name: load_part(kind, source, name, config.revision, dtype) for name, kind in parts.items()}
     except OSError as error:
-        raise FileNotFoundError(_remedy(config, parts, str(error).splitlines()[0])) from error
+        raise FileNotFoundError(remedy(config, (*parts, "scheduler"), str(error).splitlines()[0])) from error
     return Backbone(
         config=config,
         vae=loaded["vae"],
@@ -324,23 +355,31 @@ def _parts(family: str) -> dict[str, type]:
     return parts
 
 
-def _source(config: BackboneConfig, parts: Iterable[str]) -> str:
-    """Return the folder or Hub id to load from, after checking that a folder holds every part."""
-    if config.source.startswith(PACKAGE):
-        folder = PACKAGE_WEIGHTS / config.source.removeprefix(PACKAGE)
-    else:
-        folder = Path(config.source)
-        if not folder.is_dir() and re.fullmatch(HUB_ID, config.source):
-            return config.source
-    if (folder / "unet" / "config.json").is_file():  # a missing second text encoder may only be the wrong family
-        _require_family(config, str(folder), _unet_config(str(folder), None))
-    missing = [name for name in (*parts, "scheduler") if not (folder / name).is_dir()]
+def find_source(config: Weights, parts: Iterable[str]) -> str:
+    """Return the folder or Hub id to load from.
+
+    Raises:
+        FileNotFoundError: a folder lacks one of the parts; the message says what to put where.
+    """
+    folder = _local_folder(config)
+    if folder is None:
+        return config.source
+    missing = [name for name in parts if not (folder / name).is_dir()]
     if missing:
-        raise FileNotFoundError(_remedy(config, parts, f"{folder} has no {', '.join(missing)}"))
+        raise FileNotFoundError(remedy(config, parts, f"{folder} has no {', '.join(missing)}"))
     return str(folder)
 
 
-def _load_part(kind: Any, source: str, name: str, revision: str | None, dtype: torch.dtype) -> Any:
+def _local_folder(config: Weights) -> Path | None:
+    """Return the folder that a source names; None where it is a Hub id."""
+    if config.source.startswith(PACKAGE):
+        return PACKAGE_WEIGHTS / config.source.removeprefix(PACKAGE)
+    folder = Path(config.source)
+    return None if not folder.is_dir() and re.fullmatch(HUB_ID, config.source) else folder
+
+
+def load_part(kind: Any, source: str, name: str, revision: str | None, dtype: torch.dtype) -> Any:
+    """Load one part of a pipeline folder with safetensors, in a dtype of ours."""
     if kind is CLIPTokenizer:
         return kind.from_pretrained(source, subfolder=name, revision=revision)
     # The dtype is always given: transformers loads in the checkpoint's own unless told.
@@ -348,17 +387,19 @@ def _load_part(kind: Any, source: str, name: str, revision: str | None, dtype: t
     return kind.from_pretrained(source, subfolder=name, revision=revision, use_safetensors=True, **{dtype_key: dtype})
 
 
-def _remedy(config: BackboneConfig, parts: Iterable[str], cause: str) -> str:
+def remedy(config: Weights, parts: Iterable[str], cause: str) -> str:
+    """Return the message for weights that cannot be loaded: why, and what to download to where."""
     hub_id = config.source if re.fullmatch(HUB_ID, config.source) else "HUB_ID"
     revision = f" --revision {config.revision}" if config.revision else ""
     return (
-        f"backbone {config.name!r} cannot be loaded from {config.source!r}: {cause.rstrip('.')}. It needs a diffusers "
-        f"folder with {', '.join((*parts, 'scheduler'))}. Where the Hub can be reached: `hf download "
-        f"{hub_id}{revision} --local-dir FOLDER`; then copy FOLDER here and set backbone.source=FOLDER"
+        f"{config.key} {config.name!r} cannot be loaded from {config.source!r}: {cause.rstrip('.')}. It needs a "
+        f"diffusers folder with {', '.join(parts)}. Where the Hub can be reached: `hf download "
+        f"{hub_id}{revision} --local-dir FOLDER`; then copy FOLDER here and set {config.key}.source=FOLDER"
     )
 
 
-def _tokens(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
+def tokens_of(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
+    """Return ids, int64 (B, L), padded to the tokenizer's full length; warn with the text that is cut off."""
     limit = tokenizer.model_max_length
     ids = tokenizer(prompts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt").input_ids
     for prompt, length in zip(prompts, (ids != tokenizer.pad_token_id).sum(1), strict=True):

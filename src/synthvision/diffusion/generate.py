@@ -8,7 +8,7 @@ neighbouring grey level, because the libraries below choose other kernels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,11 +31,14 @@ from synthvision.diffusion.backbone import Backbone
 from synthvision.diffusion.painting import Artist
 from synthvision.diffusion.plan import GenerationConfig, Job, pictures_for, plan
 from synthvision.diffusion.prompts import Prompt
-from synthvision.diffusion.sampler import encode_negatives, encode_prompts
+from synthvision.diffusion.sampler import derive_seed, encode_negatives, encode_prompts
 from synthvision.manifest import Manifest
 from synthvision.training import best_device
 
 TILE = 128  # largest side of a picture on a contact sheet, in pixels
+ENLARGE = 4  # draw key: of the upscaler
+# Small images uint8 (B, h, w, 3), the text of each and a seed for each -> as many larger images.
+Enlarge = Callable[[Pixels, Sequence[str], Sequence[int]], Pixels]
 XMP_KEY = "XML:com.adobe.xmp"
 GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 XMP = (
@@ -56,6 +59,7 @@ def generate(
     out: Path,
     backgrounds: Manifest | None = None,
     parent_run: str = "",
+    enlarge: Enlarge | None = None,
 ) -> Manifest:
     """Write one PNG per prompt to `out/images`, `out/manifest.csv` and `out/contact_sheet.png`; resume what is there.
 
@@ -73,6 +77,7 @@ def generate(
         out: the folder of the stage, or of the set.
         backgrounds: modes "paint" and "img2img": the real images that the prompts name.
         parent_run: output digest of the weights.
+        enlarge: what images pass through before they are written; None: nothing.
 
     Returns:
         The candidates; of a shard, those of its part.
@@ -87,7 +92,7 @@ def generate(
     jobs = plan(prompts, pictures, common, (out / "images").relative_to(root), seed)
     part, parts = config.part
     jobs = jobs[part::parts]
-    _make(backbone, jobs, config, backgrounds, root)
+    _make(backbone, jobs, config, backgrounds, root, enlarge)
     manifest = Manifest(tuple(replace(job.record, sha256=sha256_file(root / job.record.path)) for job in jobs), root)
     if parts == 1:
         tiles = load_batch(manifest, min(backbone.config.resolution, TILE))
@@ -97,7 +102,12 @@ def generate(
 
 
 def _make(
-    backbone: Backbone, jobs: Sequence[Job], config: GenerationConfig, backgrounds: Manifest | None, root: Path
+    backbone: Backbone,
+    jobs: Sequence[Job],
+    config: GenerationConfig,
+    backgrounds: Manifest | None,
+    root: Path,
+    enlarge: Enlarge | None,
 ) -> None:
     """Write the images that are not there yet, a batch at a time."""
     artist = Artist(
@@ -114,7 +124,11 @@ def _make(
         bar.advance(task, len(jobs) - len(todo))
         for start in range(0, len(todo), config.batch_size):
             chunk = todo[start : start + config.batch_size]
-            for job, image in zip(chunk, artist.make(chunk), strict=True):
+            images = artist.make(chunk)
+            if enlarge is not None:
+                seeds = [derive_seed(job.seed, ENLARGE) for job in chunk]
+                images = enlarge(images, [job.prompt.text for job in chunk], seeds)
+            for job, image in zip(chunk, images, strict=True):
                 _write(root / job.record.path, image, len(jobs) - len(todo) + start)
             bar.advance(task, len(chunk))
 

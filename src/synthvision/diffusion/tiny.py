@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.embeddings import get_timestep_embedding
 from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -23,6 +25,7 @@ WIDTH = 96  # of the text encoder
 TOKENS = 32  # captions are cut here, in training as in use
 VOCABULARY = 500  # merges at most, beside the 512 letters
 END = "</w>"  # CLIP's mark of a word's end
+NOISE_LEVELS = 101  # that the upscaler knows, of its small picture: up to a deviation of 21 grey levels
 LATENT_STD = 0.04  # of the posterior: the noise that the decoder learns to bear, in units of a latent's spread
 # Luminance and two colour differences, these weighted up: marks differ in hue, and PSNR does not see hue.
 OPPONENT = ((0.4, 0.4, 0.2), (1.2, -1.2, 0.0), (0.0, 1.0, -1.0))
@@ -121,6 +124,37 @@ def new_unet() -> UNet2DConditionModel:
         attention_head_dim=4,  # diffusers' name; it is the number of heads
         norm_num_groups=16,
     )
+
+
+def new_upscaler_unet() -> UNet2DConditionModel:
+    """Return an untrained UNet of 2 million parameters for 8x16x16 latents beside a 3x16x16 picture."""
+    unet = UNet2DConditionModel(
+        sample_size=RESOLUTION // PATCH,
+        in_channels=CHANNELS + 3,
+        out_channels=CHANNELS,
+        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        block_out_channels=(48, 64, 64),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,  # diffusers' name; it is the number of heads
+        norm_num_groups=16,
+        num_class_embeds=NOISE_LEVELS,
+    )
+    with torch.no_grad():  # neighbouring levels begin alike, and each learns from the others
+        table = unet.class_embedding.weight
+        table.copy_(get_timestep_embedding(torch.arange(NOISE_LEVELS), table.shape[1]))
+    return unet
+
+
+def rescale_latents(vae: AutoencoderKL, scaling: float) -> None:
+    """Change a VAE of `new_vae`, in place, so that `scaling` times its latents are what the latents were."""
+    with torch.no_grad():
+        vae.quant_conv.weight[:CHANNELS] /= scaling  # of the means
+        vae.quant_conv.bias[:CHANNELS] /= scaling
+        vae.quant_conv.bias[CHANNELS:] -= 2 * math.log(scaling)  # of the logarithms of the variances
+        vae.post_quant_conv.weight *= scaling
+    vae.register_to_config(scaling_factor=scaling)
 
 
 def new_vae(images: Tensor) -> AutoencoderKL:

@@ -63,7 +63,8 @@ def train_set(task: SetTask) -> dict[str, Any]:
         # Curves of several sets would lie over one another in one run; each set keeps its losses.csv.
         done = _train(task, None)
         digest = artifact.tree_digest(done.weights)
-        artifact.write_json(marker, {"metrics": _metrics(done), "chosen": done.chosen, "weights": digest})
+        # Without what was `reached`: seconds and memory differ each time, and the stage's output digest must not.
+        artifact.write_json(marker, {"metrics": _losses(done), "chosen": done.chosen, "weights": digest})
     return dict(json.loads(marker.read_text()))
 
 
@@ -78,9 +79,12 @@ def _train(task: SetTask, logger: Logger | None) -> dreambooth.DreamBoothResult:
     )  # fmt: skip
 
 
+def _losses(done: dreambooth.DreamBoothResult) -> dict[str, float]:
+    return {f"final/{name}_loss": value for name, value in done.final.items()}
+
+
 def _metrics(done: dreambooth.DreamBoothResult) -> dict[str, float]:
-    losses = {f"final/{name}_loss": value for name, value in done.final.items()}
-    return losses | {f"reached/{name}": value for name, value in done.reached.items()}
+    return _losses(done) | {f"reached/{name}": value for name, value in done.reached.items()}
 
 
 def _tags(chosen: Mapping[str, str]) -> dict[str, object]:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from synthvision import artifact
 from synthvision.data.guide_sets import GuideSet, sets_of
-from synthvision.diffusion import backbone
+from synthvision.diffusion import backbone, upscaler
 from synthvision.diffusion.encoder import check_safety
 from synthvision.diffusion.fidelity import measure
-from synthvision.diffusion.generate import generate
+from synthvision.diffusion.generate import Enlarge, generate
 from synthvision.diffusion.memorisation import REVIEWER, gate
 from synthvision.diffusion.prompt_file import read_prompts
 from synthvision.diffusion.prompts import FROM_BACKGROUND, Prompt, expand, expand_over, written
+from synthvision.diffusion.upscale import upscale
+from synthvision.diffusion.upscaler import UpscalerConfig
 from synthvision.manifest import Manifest
 from synthvision.stages.context import MANIFEST, Context, Result
 from synthvision.stages.dreambooth import personalised
 from synthvision.stages.sets import each
+from synthvision.stages.superres import fine_tuned
 from synthvision.study import Disease, Study
-from synthvision.training import gpus
+from synthvision.training import best_device, gpus
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class SetTask:
     weights: Path
     digest: str
     out: Path
+    upscaler: UpscalerConfig | None  # what candidates pass through
 
 
 def run_generate(given: Context) -> Result:
@@ -69,7 +74,7 @@ def make_set(task: SetTask) -> Manifest:
     weights = replace(task.study.backbone, source=str(task.weights), revision=None, resolution=side)
     return generate(
         backbone.load(weights), task.prompts, config, task.study.disease.positive, task.name, task.study.seed,
-        task.study.folder, task.out, task.backgrounds, task.digest,
+        task.study.folder, task.out, task.backgrounds, task.digest, _enlarging(task),
     )  # fmt: skip
 
 
@@ -79,14 +84,23 @@ def _tasks(given: Context, real: Manifest) -> list[SetTask]:
     grounds = None
     if study.generate.from_picture:
         grounds = real.where(lambda record: record.split == "train" and record.label != disease.positive)
+    large = fine_tuned(given) if study.superres.candidates else None
     tasks = []
     for number, one in enumerate(sets):
         share = study.generate.candidates // len(sets) + (number < study.generate.candidates % len(sets))
         fitting = grounds and _like(grounds, one)
         weights, digest = personalised(given.before["dreambooth"], one, sets)
         out = given.out / one.name if len(sets) > 1 else given.out
-        tasks.append(SetTask(study, one.name, _prompts(study, one, share, fitting), fitting, weights, digest, out))
+        tasks.append(
+            SetTask(study, one.name, _prompts(study, one, share, fitting), fitting, weights, digest, out, large)
+        )
     return tasks
+
+
+def _enlarging(task: SetTask) -> Enlarge | None:
+    if task.upscaler is None:
+        return None
+    return partial(upscale, upscaler.load(task.upscaler).to(best_device()), task.study.superres.upscaling)
 
 
 def _prompts(study: Study, one: GuideSet, count: int, backgrounds: Manifest | None) -> list[Prompt]:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from synthvision import artifact
 from synthvision.classification.pretrain import pretrain_vit
 from synthvision.diffusion.pretrain import pretrain
+from synthvision.diffusion.pretrain_upscaler import pretrain_upscaler
 from synthvision.stages.context import Context, Result, versions
 
 
@@ -14,8 +15,17 @@ def run_pretrain(given: Context) -> Result:
     """Train the weights that ship with the package, and say beside each how it was made."""
     settings = given.study.pretrain
     tiny = pretrain(settings.backbone, given.out / "tiny", given.work / "tiny", settings.seed, given.logger)
+    x4 = pretrain_upscaler(
+        settings.upscaler,
+        given.out / "tiny",
+        given.out / "tiny_x4",
+        given.work / "tiny_x4",
+        settings.seed,
+        given.logger,
+    )
     vit = pretrain_vit(settings.vit, given.out / "tiny_vit", given.work / "tiny_vit", settings.seed, given.logger)
-    for name, config, metrics in (("tiny", settings.backbone, tiny), ("tiny_vit", settings.vit, vit)):
+    parts = (("tiny", settings.backbone, tiny), ("tiny_x4", settings.upscaler, x4), ("tiny_vit", settings.vit, vit))
+    for name, config, metrics in parts:
         made = {"command": given.commands["this stage"], "seed": settings.seed, "config": asdict(config)}
         artifact.write_json(given.out / name / "provenance.json", {**made, "metrics": metrics, "versions": versions()})
-    return Result({**tiny, **vit}, [given.out / "tiny" / "samples.png"])
+    return Result({**tiny, **x4, **vit}, [given.out / name / "samples.png" for name in ("tiny", "tiny_x4")])
