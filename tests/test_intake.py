@@ -149,6 +149,27 @@ def test_a_table_may_name_masks_and_splits(tmp_path: Path) -> None:
     assert [each.values["split"] for each in found] == ["test", "train"]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"external": "lab 2"}, "external must be a name"),
+        ({"external": "lab2", "split": "test"}, "remove split='test'"),
+        ({"external": "lab2", "columns": {"split": "where"}}, "remove 'split' from columns"),
+        ({"split": "external"}, "split must be one of"),
+    ],
+)
+def test_an_external_test_set_has_a_name_and_no_other_split(
+    tmp_path: Path, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        table(tmp_path, **options)
+
+
+def test_all_of_a_source_is_external(tmp_path: Path) -> None:
+    found = table(tmp_path, external="lab2").read()
+    assert {(each.values["split"], each.values["set"]) for each in found} == {("external", "lab2")}
+
+
 def test_parquet_and_semicolons_tell_the_same(tmp_path: Path) -> None:
     rows = pd.DataFrame({"image ID": [1, 2], "class label": ["1", "2"], "age": [34, None]})
     rows.to_parquet(tmp_path / "table.dat")
