@@ -116,6 +116,7 @@ def test_papers_recipes() -> None:
     for recipe in (hpv.classifier, mpox.classifier):
         assert {name: recipe[name] for name in off} == off
         assert (recipe.model.drop_path, recipe.model.attention_dropout > 0) == (0, True)
+        assert recipe.model.weights.startswith("hub:timm/vit_base_patch16_")  # and a commit: ModelConfig asks for it
     assert [mpox.dataset.counts.other[split] for split in ("train", "val", "test")] == [1000, 150, 100]
 
 
