@@ -49,6 +49,7 @@ def train(
     work: Path,
     seed: int,
     logger: Logger | None = None,
+    start: Path | None = None,
 ) -> Trained:
     """Train on `train`, choose epoch and threshold on `val`, and write the classifier to `out/weights`.
 
@@ -60,6 +61,7 @@ def train(
         work: resumable state; a second call with the same arguments goes on after the last finished epoch.
         seed: of every draw; the same seed gives the same bytes on the same CPU.
         logger: receives the metrics of each epoch.
+        start: all weights of a network of this kind, its output layer too; None starts as `config.model` says.
 
     Raises:
         ValueError: a class is missing from a split, a label is not a class, or the loss is no longer a number.
@@ -70,7 +72,7 @@ def train(
     batches = TrainBatches(train_data, config.batch_size, config.samples_per_epoch, seed)
     val_batches = EvalBatches(ImageTensors.from_manifest(val, classes, size), config.batch_size)
     counts = np.bincount(train_data.labels.numpy(), minlength=len(classes)).tolist()
-    module = Classifier(config, len(classes), len(batches), seed, counts)
+    module = Classifier(config, len(classes), len(batches), seed, counts, start)
     keeper = _fit(module, batches, val_batches, work, logger)
 
     network = read_network(config.model, len(classes), work / BEST / WEIGHTS_FILE)
