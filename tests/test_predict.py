@@ -26,7 +26,7 @@ from synthvision.classification.model import ModelConfig, build
 from synthvision.classification.predict import TrainedModel, save_classifier
 from synthvision.classification.reference import fit_reference, quality, write_reference
 from synthvision.cli import study_of
-from synthvision.data.images import fit, read_rgb, write_png
+from synthvision.data.images import fit, load_batch, read_rgb, write_png
 from synthvision.manifest import Manifest
 from synthvision.stages.context import Context
 from synthvision.stages.predict import images_of, run_predict
@@ -49,7 +49,7 @@ def weights(known: Manifest, tmp_path: Path) -> Path:
         build(CONFIG, 2).eval(), CONFIG, ("lesion", "normal"), 0.5, 0, rules, prepared=24, temperature=2
     )
     save_classifier(model, {}, tmp_path / "weights")
-    write_reference(fit_reference(model, known, known), tmp_path / "weights")
+    write_reference(fit_reference(model, load_batch(known, 16), load_batch(known, 16)), tmp_path / "weights")
     return tmp_path / "weights"
 
 

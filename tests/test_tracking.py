@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from synthvision.classification.model import ModelConfig, build
 from synthvision.classification.predict import TrainedModel, save_classifier
 from synthvision.classification.reference import fit_reference, write_reference
+from synthvision.data.images import load_batch
 from synthvision.manifest import Manifest
 from synthvision.metric_logger import FLUSH_ROWS, MetricLogger, Row
 from synthvision.tracking import RegistryConfig, Store, TrackingConfig, flatten, git_commit, open_store
@@ -243,7 +244,7 @@ def weights(tmp_path: Path, make_manifest: MakeManifest) -> Path:
     trained = TrainedModel(build(config, 2).eval(), config, ("lesion", "normal"), 0.5, 0)
     save_classifier(trained, {}, tmp_path / "weights")
     known = make_manifest(n=8)
-    write_reference(fit_reference(trained, known, known), tmp_path / "weights")
+    write_reference(fit_reference(trained, load_batch(known, 16), load_batch(known, 16)), tmp_path / "weights")
     return tmp_path / "weights"
 
 
@@ -304,7 +305,7 @@ def test_the_logged_classifier_predicts_as_the_trained_one(
     trained = TrainedModel(build(config, 2).eval(), config, ("lesion", "normal"), 0.5, 0)
     save_classifier(trained, {}, tmp_path / "weights")
     known = make_manifest(n=8)
-    write_reference(fit_reference(trained, known, known), tmp_path / "weights")
+    write_reference(fit_reference(trained, load_batch(known, 16), load_batch(known, 16)), tmp_path / "weights")
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     with store.stage_run("classify", {}, "", {}) as run:
         uri = run.log_classifier(tmp_path / "weights", trained.classes, images)

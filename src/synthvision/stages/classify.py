@@ -9,9 +9,11 @@ from pathlib import Path
 from synthvision import artifact
 from synthvision.classification.model import WEIGHTS_FILE
 from synthvision.classification.train import Trained, train
+from synthvision.data.cache import ImageCache
 from synthvision.manifest import Manifest
 from synthvision.stages.composition import training_phases
-from synthvision.stages.context import Context, Result
+from synthvision.stages.context import Context, Result, image_cache
+from synthvision.study import Study
 
 FIRST = "first_phase"  # folder of an arm's first training, and of its resumable state
 
@@ -24,7 +26,7 @@ def run_classify(given: Context) -> Result:
     first = _first_phase(given, before[0], validation) if before else None
     done = train(
         images, validation, study.disease.classes, study.classifier, given.out, given.work, study.seed, given.logger,
-        start=first.weights / WEIGHTS_FILE if first else None,
+        start=first.weights / WEIGHTS_FILE if first else None, cache=_cache(study),
     )  # fmt: skip
     seen = _together([*before, images])
     seen.write(given.out / "training.csv")
@@ -48,10 +50,16 @@ def _first_phase(given: Context, images: Manifest, validation: Manifest) -> Trai
     config = replace(study.classifier, epochs=phase.epochs, lr=phase.lr)
     folder = given.out / FIRST
     # No logger: its curves would lie upon those of the second phase.
-    done = train(images, validation, study.disease.classes, config, folder, given.work / FIRST, study.seed)
+    done = train(images, validation, study.disease.classes, config, folder, given.work / FIRST, study.seed,
+                 cache=_cache(study))  # fmt: skip
     images.write(folder / "training.csv")
     _write_rows(folder / "history.csv", done.history)
     return done
+
+
+def _cache(study: Study) -> ImageCache:
+    """Return the cache that all runs share: arms and seeds train on the same images."""
+    return image_cache(study, study.classifier.model.image_size)
 
 
 def _together(phases: Sequence[Manifest]) -> Manifest:
