@@ -177,7 +177,6 @@ def test_the_weights_that_ship_were_made_with_the_config_that_ships(weights: str
         ("dataset.counts.lesion.test=0", r"dataset\.counts\.lesion\.test must be at least 1"),
         ("dataset.counts.normal.val=0", r"dataset\.counts\.normal\.val must be at least 1"),
         ("generate.candidates=499", r"generate\.candidates=499 must be at least review\.accept=500"),
-        ("+arm.counts={real: 5}", r"arm\.counts may name origins that the arm trains on"),
         ("+arm.counts={other: 5}", r"arm\.counts may name \('synthetic', 'guides', 'real', 'normal'\)"),
         ("+arm.counts={normal: 501}", r"needs at least 501 images of dataset\.counts\.normal\.train, which is 500"),
         ("generate.prompts=/no/such.yaml", r"generate\.prompts: there is no file"),
