@@ -89,6 +89,9 @@ def answers(given: ReportInput) -> dict[str, tuple[str, str]]:
             "Wilson for shares, DeLong for the AUC, bootstrap of whole patients; Holm for comparisons.", "results"
         ),
         "abstention": ("The classifier answers every image; what abstention would give is shown.", "results"),
+        "external": (
+            " ".join(words.answer(test.evaluation, f"images of {test.name}")[0] for test in given.external), "external"
+        ),
         "confusion": (f"Rows are the truth: {[list(row) for row in result.confusion]}.", "results"),
     }  # fmt: skip
 
