@@ -6,8 +6,9 @@ Draws JPEG files, one in 50 a mirrored and re-encoded copy of another, and print
 decoding and resizing to the prepared side and nothing else, by as many processes; `read` is what `stage=prepare` does
 to each file; `again` reads what was added since; `search` looks for near duplicates; `prepare` is all of it, with the
 pictures known already. `cpu` counts seconds of all processes, which other work on the machine changes less than
-`seconds`; `ratio_cpu` and `ratio` are `read` over `bare`. `peak_mb` is the largest resident size of the process that
-gives out the work, begun anew for each step, `workers_mb` that of its workers together.
+`seconds`; `ratio_cpu` and `ratio` are `read` over `bare`. `peak_mb` is the most memory that the process that gives out
+the work had of its own, begun anew for each step, without the files that are mapped into it; `workers_mb` is what its
+workers had together.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import resource
 import sys
 import tempfile
 import threading
@@ -90,16 +90,18 @@ def bare_step(files: list[Path], size: int) -> Step:
 
 
 class Peak(threading.Thread):
-    """Follows the memory of this process's children."""
+    """Follows the memory of this process, without the files that are mapped into it, and of its children."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.workers, self.done = 0, threading.Event()
+        self.own = self.workers = 0
+        self.done = threading.Event()
 
     def run(self) -> None:
         me = psutil.Process()
         while not self.done.wait(0.1):
-            sizes = []
+            memory = me.memory_info()
+            self.own, sizes = max(self.own, memory.rss - memory.shared), []
             for child in me.children(recursive=True):
                 try:
                     sizes.append(child.memory_info().rss)
@@ -118,8 +120,7 @@ def measured(work: Callable[[], Step]) -> Step:
     peak.done.set()
     workers = [child.cpu_times() for child in me.children()]  # the server that forks them, which has waited for them
     cpu = own + sum(times.children_user + times.children_system for times in workers)
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    return {"seconds": seconds, "cpu": cpu, "peak_mb": most, "workers_mb": peak.workers >> 20, **result}
+    return {"seconds": seconds, "cpu": cpu, "peak_mb": peak.own >> 20, "workers_mb": peak.workers >> 20, **result}
 
 
 def read_step(folder: Path, files: list[Path], size: int) -> Step:

@@ -121,13 +121,26 @@ class ImageCache:
                 handle = os.open(self.shelf.folder / name, os.O_RDONLY)
                 os.fsync(handle)
                 os.close(handle)
+        self._enter("REPLACE", read)
+
+    def keep_written(self, written: Iterable[tuple[str, Picture]]) -> None:
+        """Enter files that were written out of rows, and so need not be decoded. What was read of a file stays."""
+        self._enter("IGNORE", written)
+
+    def _enter(self, known: str, entries: Iterable[tuple[str, Picture]]) -> None:
         with closing(self._open()) as database, database:
-            for place, picture in read:
+            for place, picture in entries:
                 row = picture.row if picture.usable else None
                 content = json.dumps(vars(picture), ensure_ascii=False)
-                database.execute("INSERT OR IGNORE INTO pictures VALUES (?, ?, ?)", (picture.sha256, row, content))
+                database.execute(f"INSERT OR {known} INTO pictures VALUES (?, ?, ?)", (picture.sha256, row, content))
                 if place:
                     database.execute("INSERT OR REPLACE INTO files VALUES (?, ?)", (place, picture.sha256))
+
+    def of_content(self, sha256: str) -> Picture | None:
+        """Return what is known of the picture in files of this content, wherever they lie."""
+        with closing(self._open()) as database:
+            found = database.execute("SELECT content FROM pictures WHERE sha256 = ?", (sha256,)).fetchone()
+        return _picture(found[0]) if found else None
 
     def pixels(self) -> Pixels:
         """Return all pictures, memory-mapped: uint8 (rows, size, size, 3)."""

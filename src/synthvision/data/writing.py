@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from synthvision.artifact import write_bytes, write_text
-from synthvision.data.cache import ImageCache
+from synthvision.data.cache import ImageCache, Picture, place_of
 from synthvision.data.copies import Item, Left
 from synthvision.data.images import encode_png
 from synthvision.data.masks import fit_mask, read_mask, write_mask
@@ -22,21 +22,29 @@ from synthvision.manifest import Manifest, Record
 def written(
     chosen: Manifest, by_id: Mapping[str, Item], rules: Rules, cache: ImageCache, left: list[Left]
 ) -> Iterator[Record]:
-    """Write the used pictures and their masks; yield their records."""
+    """Write the used pictures and their masks; yield their records.
+
+    What is written is entered into the cache: who trains on it at this size has nothing to decode.
+    """
     pixels = cache.pixels()
+    entries: list[tuple[str, Picture]] = []
     for record in chosen:
-        item = by_id[record.image_id]
+        item, file = by_id[record.image_id], chosen.file(record)
         image = cache.row(pixels, item.picture)
         png = encode_png(image)
-        write_bytes(chosen.file(record), png, durable=False)
+        sha256 = hashlib.sha256(png).hexdigest()
+        write_bytes(file, png, durable=False)
+        known = Picture(sha256, item.picture.row, height=rules.size, width=rules.size, checksum=item.picture.checksum)
+        entries.append((place_of(file), known))
         tone = ita_group(image) if rules.estimate_tone and not record.skin_tone else ""
-        mask = _written_mask(chosen.file(record).parents[1] / "masks", item, rules.size, left)
+        mask = _written_mask(file.parents[1] / "masks", item, rules.size, left)
         yield replace(
             record,
-            sha256=hashlib.sha256(png).hexdigest(),
+            sha256=sha256,
             mask=(Path(record.path).parents[1] / "masks" / mask).as_posix() if mask else "",
             skin_tone_ita=tone,
         )
+    cache.keep_written(entries)
 
 
 def _written_mask(folder: Path, item: Item, size: int, left: list[Left]) -> str:
