@@ -315,7 +315,7 @@ def test_an_external_test_set_is_whole_and_beside_the_splits(files: Files, root:
         lambda r: {"path": r.path.replace("/one/", "/two/")}
     )
     assert audit.counts()["normal"] == {**COUNTS["normal"], "external/hospital_b": 4}
-    assert "<th>external/hospital_b</th>" in (root / "prepare" / "two" / "audit.html").read_text()
+    assert "external/<wbr>hospital_b</th>" in (root / "prepare" / "two" / "audit.html").read_text()
     assert len(audit.traits) == 43  # what tells hospitals apart is no clue to the class within one
     (book,) = (root / "splits").glob("*.csv")
     assert "external" not in book.read_text()
