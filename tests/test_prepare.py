@@ -3,6 +3,8 @@
 import csv
 import hashlib
 import json
+import os
+import shutil
 from collections import Counter
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -183,6 +185,17 @@ def test_equal_pixels_count_once(files: Files, root: Path) -> None:
     audit = files.prepare(root, sources=[table, FolderSource("lesion", str(files.folder / "extra"))])
     assert (audit.duplicates, audit.found) == (1, 44)
     assert [row["what"] for row in left(root)] == ["duplicate"]
+
+
+def test_pictures_that_differ_outside_their_square_are_not_equal(files: Files, root: Path) -> None:
+    """Their rows in the cache are equal, so only the decoded pixels tell."""
+    other = picture(0, 0)
+    other[0] = 255 - other[0]
+    write_png(files.folder / "extra" / "other.png", other)
+    Image.fromarray(picture(0, 1)).save(files.folder / "extra" / "same.bmp")
+    audit = files.prepare(root, sources=[*elsewhere(files)[:1], FolderSource("lesion", str(files.folder / "extra"))])
+    assert [Path(row["file"]).name for row in left(root)] == ["same.bmp"]
+    assert [similarity for *_, similarity in audit.near] == [1.0]
 
 
 def test_a_picture_with_two_labels_stops(files: Files, root: Path) -> None:
@@ -418,10 +431,12 @@ def test_odd_names_and_loops_end_in_manifest_or_quarantine(files: Files, root: P
     (odd / "loop.png").symlink_to(odd / "loop.png")
     (odd / "nowhere.png").symlink_to(odd / "missing.png")
     (odd / "up").symlink_to(files.folder)
+    not_utf8 = odd / os.fsdecode(b"no \xff utf-8.png")
+    shutil.copyfile(files.image("lesion", 1), not_utf8)
     odd.chmod(0o555)
     source = FolderSource("lesion", str(odd), "**/*")
-    audit = files.prepare(root, sources=[source], counts={"lesion": {"test": 5}}, most_unusable=0.5)
-    assert audit.counts()["lesion"]["test"] == 5
+    audit = files.prepare(root, sources=[source], counts={"lesion": {"test": 6}}, most_unusable=0.5)
+    assert audit.counts()["lesion"]["test"] == 6
     assert {Path(row["file"]).name for row in left(root)} - {"up"} == {"loop.png", "nowhere.png"}
 
 
