@@ -41,9 +41,10 @@ def _pictures(manifest: Manifest, cache: ImageCache) -> list[Picture]:
         row, read, found = cache.next_row(), [], []
         for file, picture in zip(files, known, strict=True):
             if picture is None:
-                place = place_of(file)
-                picture = _known_by_content(file, cache) or read_picture(file, row, cache.shelf)
-                row += picture.usable
+                place, picture = place_of(file), _known_by_content(file, cache)
+                if picture is None:
+                    picture = read_picture(file, row, cache.shelf)
+                    row += picture.usable
                 if picture.sha256:
                     read.append((place, picture))
             found.append(picture)
