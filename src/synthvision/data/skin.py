@@ -157,7 +157,7 @@ class _Canvas:
         low, high = (LESION_COUNTS if mark.kind == "lesion" else COUNTS)[mark.count]
         before = self.image.copy()
         scale = SIZES[mark.size] * self.rng.uniform(0.88, 1.12)
-        self.contrast = float(self.rng.uniform(0.8, 1.2)) if mark.kind == "lesion" else 1.0
+        self.contrast = float(self.rng.uniform(0.9, 1.2)) if mark.kind == "lesion" else 1.0
         if mark.arrangement != ON_TOP:
             self.centres = tuple(self._centres(int(self.rng.integers(low, high + 1)), 4.0 * scale, mark.arrangement))
         painter = getattr(self, f"_{mark.kind.replace(' ', '_')}")
