@@ -69,7 +69,7 @@ class Clutter:
 
 # Who has the disease has moles as well. A lesion's picture has fewer of them, so that the classes show about as much:
 # how much there is to see shall not tell them apart.
-STUDY = Clutter({"lesion": (0.3, 0.5, 0.2), "normal": (0.0, 0.05, 0.4, 0.55), "other": (0.0, 0.5, 0.5)}, 0.4)
+STUDY = Clutter({"lesion": (0.25, 0.5, 0.25), "normal": (0.0, 0.05, 0.4, 0.55), "other": (0.0, 0.5, 0.5)}, 0.6)
 POOL = Clutter({"normal": (0.05, 0.35, 0.6), "other": (0.0, 0.5, 0.5)}, 0.6)  # what the shipped weights were trained on
 GUIDE_STREAM = 1_000_000  # keeps guides' random draws apart from every class's
 
