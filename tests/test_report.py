@@ -161,8 +161,10 @@ def test_every_section_with_numbers_names_its_run_and_the_command_that_remakes_i
                "errors": "evaluate", "probes": "evaluate", "ledger": "evaluate"}  # fmt: skip
     for section, stage in made_by.items():
         assert f'href="{UI}{stage}"' in sections[section]
-        assert f"remade by <code>synthvision stage={stage}</code>" in sections[section]
-        assert f'href="#run-{stage}"' in sections[section]
+        assert f'<a href="#run-{stage}">command that remakes it</a>' in sections[section]
+        row = re.search(rf'<tr id="run-{stage}">.*?</tr>', page, re.DOTALL)
+        assert row
+        assert f"<code>synthvision stage={stage}</code>" in row.group()
     measures = re.findall(r'<a class="number" href="#run-evaluate"', page)
     assert len(measures) == 4 + 11  # the cards and the table of measures
     assert "run-evaluate" in checked.ids

@@ -16,6 +16,7 @@ from synthvision.evaluation.evaluate import Evaluation
 from synthvision.evaluation.guidelines import checklists
 from synthvision.evaluation.metrics import report_text
 from synthvision.evaluation.report_input import ExternalTest, ReportInput
+from synthvision.evaluation.subgroups import worth_showing
 from synthvision.manifest import Manifest, kind_of_reason, labels_of
 
 SCHEMA_VERSION = 1
@@ -42,6 +43,8 @@ def build(given: ReportInput) -> dict[str, Any]:
         "leaks": given.leaks,
         "evaluation": result,
         "measures": _measures(result),
+        "subgroups": worth_showing(result.subgroups),
+        "subgroups_left_out": len(result.subgroups) - len(worth_showing(result.subgroups)),
         "external": [_external(test) for test in given.external],
         "report_text": report_text(result.report),
         "rules": words.RULES,
