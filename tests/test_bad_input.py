@@ -1,5 +1,6 @@
 """What users get wrong: each mistake is an error that names the key or file, the rule and the value."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -7,10 +8,14 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from test_metrics import HPV, study
+from test_prepare import CLASSES as KINDS
+from test_prepare import Files
 
 from synthvision.classification.model import ModelConfig, build
 from synthvision.classification.predict import TrainedModel, load_classifier, save_classifier
 from synthvision.classification.threshold import balanced_threshold
+from synthvision.data.intake import GuideSource, TableSource
+from synthvision.data.leakage import LeakError
 from synthvision.evaluation.evaluate import Choices, evaluate
 from synthvision.manifest import Manifest, Record
 from synthvision.predictions import Predictions
@@ -57,6 +62,28 @@ def test_an_empty_arm() -> None:
 def test_labels_with_trailing_spaces() -> None:
     with pytest.raises(ValueError, match=r"image 'a': label must be not empty, no spaces at its ends; it is 'HPV '"):
         Record("a", "a.png", "0" * 64, "HPV ", "real")
+
+
+def test_a_folder_s_label_with_a_trailing_space(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    guides = GuideSource(str(tmp_path / "guides"), "lesion ")
+    with pytest.raises(ValueError, match=r"labels must be among the classes .*; these are not: \['lesion '\]"):
+        files.prepare(tmp_path / "study", guides=guides)
+
+
+def test_a_patient_in_two_splits_of_the_user_s_table(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    rows = list(csv.reader((tmp_path / "labels.csv").read_text().splitlines()))
+    sides = ["split", *(("train", "test")[number % 2] for number in range(len(rows) - 1))]  # two pictures per patient
+    text = "\n".join(",".join([*row, side]) for row, side in zip(rows, sides, strict=True))
+    (tmp_path / "labels.csv").write_text(text + "\n")
+    labels = dict(zip(KINDS, KINDS, strict=True))
+    columns = {"patient": "patient", "split": "split"}
+    source = TableSource(str(tmp_path / "labels.csv"), "file", "label", labels, columns=columns)
+    with pytest.raises(LeakError, match=r"20 leaks:\npatient: lesion-\w+ \(test\) and lesion-\w+ \(train\)") as error:
+        files.prepare(tmp_path / "study", sources=[source])
+    assert "dataset.leaks=drop" in str(error.value)
+    assert "Jane Doe" not in str(error.value)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

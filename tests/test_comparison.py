@@ -14,6 +14,7 @@ from synthvision.evaluation.comparison import (
     mcnemar_p,
     smallest_difference,
 )
+from synthvision.evaluation.intervals import delong
 from synthvision.evaluation.metrics import roc_auc
 
 N = 200
@@ -51,6 +52,24 @@ def test_paired_delong_equals_the_definition_by_pairs():
     assert estimate.high - estimate.value == pytest.approx(1.959964 * math.sqrt(variance))
     assert p == pytest.approx(math.erfc(abs(estimate.value) / math.sqrt(2 * variance)))
     assert delong_paired(TRUTH, first, first)[1] == 1.0
+
+
+def test_delong_gives_what_proc_gives():
+    """Against pROC 1.18 (R 4.2): `ci.auc` and `roc.test` on a table with many ties that a rule makes in both languages.
+
+    i <- 0:59; truth <- i %% 3 == 0; a <- (7*i) %% 11 + 3*truth; b <- (5*i*i) %% 13 + 2*truth
+    """
+    i = np.arange(60)
+    truth = i % 3 == 0
+    a, b = ((7 * i) % 11 + 3.0 * truth), ((5 * i * i) % 13 + 2.0 * truth)
+    for score, published in (
+        (a, (0.7725, 0.64977175546, 0.89522824454)),
+        (b, (0.64875, 0.495246591231, 0.802253408769)),
+    ):
+        alone = delong(truth, score)
+        assert (alone.value, alone.low, alone.high) == pytest.approx(published, abs=1e-10)
+    estimate, p = delong_paired(truth, a, b)
+    assert (estimate.low, estimate.high, p) == pytest.approx((-0.0649472587989, 0.3124472587989, 0.198663487), abs=1e-9)
 
 
 def test_a_better_arm_is_found_better_and_an_equal_one_is_not():

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from synthvision import cli
 from synthvision.diffusion.backbone import PACKAGE_WEIGHTS
-from synthvision.pipeline import STAGES, USES
+from synthvision.pipeline import OPTIONAL, STAGES, USES
 
 CONF = cli.ROOT / "conf"
 OPTIONS = sorted(file.relative_to(CONF).with_suffix("").as_posix() for file in CONF.glob("*/*.yaml"))
@@ -59,7 +59,7 @@ def test_file_says_what_it_is(name: str) -> None:
 
 def test_stages_are_those_of_the_pipeline() -> None:
     names = {composed(f"stage={file.stem}").stage.name: file.stem for file in (CONF / "stage").glob("*.yaml")}
-    assert names == {name: name for name in (*STAGES, *USES, "superres", "pipeline", "pretrain", "ui")}
+    assert names == {name: name for name in (*STAGES, *USES, *OPTIONAL, "pipeline", "pretrain", "register", "ui")}
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if not name.startswith("experiment/")])
@@ -96,6 +96,20 @@ def test_every_arm_can_be_reviewed_by_physicians() -> None:
         cli.study_of(composed("review=physician", f"arm={file.stem}"))
 
 
+def test_an_arm_without_images_is_refused_before_any_work() -> None:
+    with pytest.raises(ValueError, match=r"at least 1 images of dataset\.counts\.warts\.train, which is 0; raise it"):
+        cli.study_of(composed("experiment=hpv", "arm=real_only"))
+    with pytest.raises(ValueError, match=r"at least 501 images of dataset\.counts\.lesion\.train, which is 500"):
+        cli.study_of(composed("arm=real_some", "arm.counts.real=501"))
+    with pytest.raises(ValueError, match=r"classifier\.warmup_epochs must be .* below epochs=1"):
+        cli.study_of(composed("arm=pretrain_finetune", "arm.before.epochs=1"))
+
+
+def test_an_arm_is_named_by_its_numbers() -> None:
+    assert composed("arm=real_some", "arm.counts.real=10").arm.name == "real_10"
+    assert composed("arm=mixed", "arm.ratio=0.5").arm.name == "mixed_25_real_0.5_to_1"
+
+
 def test_papers_recipes() -> None:
     hpv, mpox = composed("experiment=hpv"), composed("experiment=mpox")
     steps = (hpv.dreambooth.unet_steps, hpv.dreambooth.unet_lr, hpv.dreambooth.text_steps, hpv.dreambooth.text_lr)
@@ -116,6 +130,7 @@ def test_papers_recipes() -> None:
     for recipe in (hpv.classifier, mpox.classifier):
         assert {name: recipe[name] for name in off} == off
         assert (recipe.model.drop_path, recipe.model.attention_dropout > 0) == (0, True)
+        assert recipe.model.weights.startswith("hub:timm/vit_base_patch16_")  # and a commit: ModelConfig asks for it
     assert [mpox.dataset.counts.other[split] for split in ("train", "val", "test")] == [1000, 150, 100]
 
 
@@ -162,6 +177,8 @@ def test_the_weights_that_ship_were_made_with_the_config_that_ships(weights: str
         ("dataset.counts.lesion.test=0", r"dataset\.counts\.lesion\.test must be at least 1"),
         ("dataset.counts.normal.val=0", r"dataset\.counts\.normal\.val must be at least 1"),
         ("generate.candidates=499", r"generate\.candidates=499 must be at least review\.accept=500"),
+        ("+arm.counts={other: 5}", r"arm\.counts may name \('synthetic', 'guides', 'real', 'normal'\)"),
+        ("+arm.counts={normal: 501}", r"needs at least 501 images of dataset\.counts\.normal\.train, which is 500"),
         ("generate.prompts=/no/such.yaml", r"generate\.prompts: there is no file"),
     ],
 )

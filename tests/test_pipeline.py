@@ -113,6 +113,12 @@ def test_classifier_in_the_store_predicts_what_evaluate_saw(study: Path, monkeyp
     np.testing.assert_allclose(served, predictions.probability, atol=1e-5)  # another batch size, other last bits
 
 
+def test_registering_the_best_run_is_one_stage(study: Path) -> None:
+    output = run(study, "stage=register", "stage.model=ward")
+    assert f"models:/ward@best is version 1, run {finished(study)['classify'].run_id}: best/val/loss" in output
+    assert "mlflow models serve --model-uri models:/ward@best --env-manager local" in output
+
+
 def test_second_start_repeats_nothing_and_does_not_open_the_test_set_again(study: Path) -> None:
     before = {name: record.run_id for name, record in finished(study).items()}
     output = run(study)

@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import pytest
 import torch
@@ -27,12 +26,12 @@ from synthvision.classification.model import ModelConfig, build
 from synthvision.classification.predict import TrainedModel, save_classifier
 from synthvision.classification.reference import fit_reference, quality, write_reference
 from synthvision.cli import study_of
-from synthvision.data.images import fit, read_rgb, write_png
+from synthvision.data.images import fit, load_batch, read_rgb, write_png
 from synthvision.manifest import Manifest
 from synthvision.stages.context import Context
 from synthvision.stages.predict import images_of, run_predict
 from synthvision.study import PredictConfig
-from synthvision.tracking import TrackingConfig, open_store
+from synthvision.tracking import RegistryConfig, TrackingConfig, open_store
 
 CONFIG = ModelConfig("vit_tiny_patch16_224", 16, patch_size=8, embed_dim=16, depth=1, heads=2)
 
@@ -50,7 +49,7 @@ def weights(known: Manifest, tmp_path: Path) -> Path:
         build(CONFIG, 2).eval(), CONFIG, ("lesion", "normal"), 0.5, 0, rules, prepared=24, temperature=2
     )
     save_classifier(model, {}, tmp_path / "weights")
-    write_reference(fit_reference(model, known, known), tmp_path / "weights")
+    write_reference(fit_reference(model, load_batch(known, 16), load_batch(known, 16)), tmp_path / "weights")
     return tmp_path / "weights"
 
 
@@ -154,16 +153,19 @@ def test_the_onnx_file_answers_as_the_classifier(weights: Path, tmp_path: Path) 
 def test_a_real_server_answers_an_image_over_http(weights: Path, known: Manifest, tracking_root: Path) -> None:
     config = TrackingConfig(str(tracking_root), system_metrics=False)
     images = np.stack([read_rgb(known.file(record)) for record in known.records[:2]])
-    with open_store(config, "phantom").stage_run("classify", {}, "", {}) as run:
-        uri = run.log_classifier(weights, ("lesion", "normal"), images[:1])
-    folder = mlflow.artifacts.download_artifacts(uri)
+    store = open_store(config, "phantom")
+    with store.stage_run("classify", {}, "", {}) as run:
+        run.log_classifier(weights, ("lesion", "normal"), images[:1])
+        run.log_metrics({"best/val/loss": 0.5})
+    registered = store.register(RegistryConfig("phantom", "ward"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", folder, "--host", "127.0.0.1",
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", registered.uri, "--host", "127.0.0.1",
                "--port", str(port), "--env-manager", "local", "--workers", "1"]  # fmt: skip
     null = subprocess.DEVNULL
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    environment["MLFLOW_TRACKING_URI"] = config.uri  # as `stage=register` prints it
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # MLflow starts uvicorn by its name
     with subprocess.Popen(command, stdout=null, stderr=null, env=environment, start_new_session=True) as process:
         try:

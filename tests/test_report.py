@@ -20,11 +20,12 @@ from synthvision.evaluation.ledger import Ledger
 from synthvision.evaluation.probes import metadata_probe
 from synthvision.evaluation.report import ReportInput, StageRow, build, write_report
 from synthvision.evaluation.report_content import smoothed
-from synthvision.evaluation.report_input import ErrorCase
+from synthvision.evaluation.report_input import ErrorCase, ExternalTest
 from synthvision.evaluation.words import UNKNOWN, decimal, percent
 from synthvision.manifest import Manifest, Record
 
 CHOICES = Choices(thresholds={"logistic": 0.5, "specificity": 0.8}, temperature=1.4, prevalences=(0.01, 0.1))
+UI = "http://127.0.0.1:5000/#/experiments/1/runs/"
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 
@@ -55,6 +56,7 @@ def report_input(root: Path, matrix: np.ndarray = HPV, classes: tuple[str, ...] 
     images(root, [each.image_id for each in (*guides, *candidates)])
     ledger = Ledger(root / "ledger")
     ledger.open("ab" * 32, "f" * 16, "run-of-evaluate", who="ada")
+    ledger.open("cd" * 32, "e" * 16, "run-of-external", who="ada")
     probe = metadata_probe(
         {"n": list(range(40))}, np.arange(40) % 2 == 0, [str(n) for n in range(40)], "a from b", "class"
     )
@@ -65,7 +67,14 @@ def report_input(root: Path, matrix: np.ndarray = HPV, classes: tuple[str, ...] 
         openings=ledger.openings("ab" * 32),
         probes=(probe,), diffusion_losses=[{"step": n, "total": 1 / n} for n in range(1, 100)],
         history=[{"epoch": n, "train/loss": 1 / n, "val/loss": 1 / n, "val/accuracy": 0.9} for n in range(1, 5)],
-        best_epoch=3, stages=[StageRow("prepare", "a" * 16, "", None, "synthvision stage=prepare")],
+        best_epoch=3,
+        stages=[
+            StageRow(name, "a" * 16, f"{name}-run", 1.0, f"synthvision stage={name}", UI + name)
+            for name in ("prepare", "evaluate", "external")
+        ],
+        external=[
+            ExternalTest("ward_b", evaluate(predictions, test, 0.4, "lesion", draws=100), ledger.openings("cd" * 32))
+        ],
         commands={"the whole study": "synthvision experiment=phantom"}, versions={"synthvision": "0.1"},
         seeds={"study": 0}, samples=[root / "g0.png"],
         errors=[ErrorCase("i0", "lesion", "normal", 0.2, root / "g1.png", ("s0",), "The map means nothing here.")],
@@ -145,11 +154,43 @@ def test_the_page_is_well_formed_and_every_image_has_words(checked):
     )  # guides, candidates, accepted, rejected, sample grid, an error beside its neighbour
 
 
+def test_every_section_with_numbers_names_its_run_and_the_command_that_remakes_it(out, checked):
+    page = (out / "report.html").read_text()
+    sections = dict(re.findall(r'<section id="(\w+)">(.*?)</section>', page, re.DOTALL))
+    made_by = {"data": "prepare", "results": "evaluate", "external": "external", "subgroups": "evaluate",
+               "errors": "evaluate", "probes": "evaluate", "ledger": "evaluate"}  # fmt: skip
+    for section, stage in made_by.items():
+        assert f'href="{UI}{stage}"' in sections[section]
+        assert f'<a href="#run-{stage}">command that remakes it</a>' in sections[section]
+        row = re.search(rf'<tr id="run-{stage}">.*?</tr>', page, re.DOTALL)
+        assert row
+        assert f"<code>synthvision stage={stage}</code>" in row.group()
+    measures = re.findall(r'<a class="number" href="#run-evaluate"', page)
+    assert len(measures) == 4 + 11  # the cards and the table of measures
+    assert "run-evaluate" in checked.ids
+
+
+def test_a_test_set_from_elsewhere_has_a_section_and_a_ledger_of_its_own(given, out):
+    page = (out / "report.html").read_text()
+    section = page[page.index('<section id="external">') : page.index('<section id="subgroups">')]
+    assert "images of ward_b, the classifier found 66 of 70 lesion images" in section
+    assert "it was opened once" in section
+    assert "cdcdcdcd" in section
+    (item,) = [row for row in checklists(given)["CLAIM 2024"] if row["asked"] == "a test on data from elsewhere"]
+    assert "ward_b" in item["answer"]
+    without = build(replace(given, external=()))
+    assert without["external"] == []
+    (item,) = [row for row in without["checklists"]["CLAIM 2024"] if row["asked"] == "a test on data from elsewhere"]
+    assert item["answer"] == ""
+
+
 def test_the_page_needs_nothing_from_outside_and_shows_no_path_of_the_machine(out, given, checked):
     page = (out / "report.html").read_text()
     assert all(source.startswith("data:image/") for source in checked.sources)
-    assert {link.removeprefix("#") for link in checked.links} <= set(checked.ids)
-    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", page)
+    inside = [link for link in checked.links if link.startswith("#")]
+    assert {link.removeprefix("#") for link in inside} <= set(checked.ids)
+    assert set(checked.links) - set(inside) == {UI + name for name in ("prepare", "evaluate", "external")}
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", page.replace(UI, ""))
     assert "url(http" not in page
     assert str(given.real.root) not in page + (out / "report.json").read_text()
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 
 import mlflow
@@ -17,8 +18,10 @@ from torch.utils.data import DataLoader
 from synthvision.classification.model import ModelConfig, build
 from synthvision.classification.predict import TrainedModel, save_classifier
 from synthvision.classification.reference import fit_reference, write_reference
+from synthvision.data.images import load_batch
+from synthvision.manifest import Manifest
 from synthvision.metric_logger import FLUSH_ROWS, MetricLogger, Row
-from synthvision.tracking import Store, TrackingConfig, flatten, git_commit, open_store
+from synthvision.tracking import RegistryConfig, Store, TrackingConfig, flatten, git_commit, open_store
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -234,6 +237,66 @@ def test_the_logger_writes_in_batches() -> None:
     assert [row[3] for rows in written for row in rows] == list(range(FLUSH_ROWS + 1))
 
 
+@pytest.fixture
+def weights(tmp_path: Path, make_manifest: MakeManifest) -> Path:
+    torch.manual_seed(0)
+    config = ModelConfig("vit_tiny_patch16_224", 16, patch_size=8, embed_dim=32, depth=1, heads=2)
+    trained = TrainedModel(build(config, 2).eval(), config, ("lesion", "normal"), 0.5, 0)
+    save_classifier(trained, {}, tmp_path / "weights")
+    known = make_manifest(n=8)
+    write_reference(fit_reference(trained, load_batch(known, 16), load_batch(known, 16)), tmp_path / "weights")
+    return tmp_path / "weights"
+
+
+def classify(store: Store, weights: Path, val: Manifest, loss: float, arm: str = "a", fails: bool = False) -> str:
+    """Leave a run as `stage=classify` does, and return its id."""
+    with suppress(RuntimeError), store.stage_run("classify", {}, "", {"arm": arm, "seed": 0}) as run:
+        run.log_metrics({"best/val/loss": loss, "best/val/auroc": 1 - loss, "threshold": loss})
+        run.log_manifest(val, "phantom validation", "validation")
+        run.log_classifier(weights, ("lesion", "normal"), np.zeros((1, 16, 16, 3), np.uint8))
+        if fails:
+            raise RuntimeError
+    return run.run_id
+
+
+def test_the_best_by_validation_gets_the_alias_and_a_better_one_takes_it(
+    store: Store, weights: Path, make_manifest: MakeManifest
+) -> None:
+    val, other = make_manifest(n=2), make_manifest(n=3)
+    classify(store, weights, other, 0.01)  # validated on other images: says nothing beside the rest
+    worse, best = (classify(store, weights, val, loss) for loss in (0.4, 0.2))
+    control = classify(store, weights, val, 0.3, arm="control")
+    classify(store, weights, val, 0.1, fails=True)
+    asked = RegistryConfig("phantom")
+    done = store.register(asked)
+    assert (done.run_id, done.value, done.among, done.uri) == (best, 0.2, 3, "models:/phantom@best")
+    assert store.register(asked) == done  # no second version of the same run
+    client = mlflow.MlflowClient()
+    version = client.get_model_version_by_alias("phantom", "best")
+    assert (version.run_id, version.tags["chosen_by"], version.tags["arm"]) == (best, "best/val/loss", "a")
+    assert len(mlflow.pyfunc.load_model(done.uri).predict(np.zeros((1, 16, 16, 3), np.uint8))) == 1
+    assert store.register(RegistryConfig("phantom", "control", arm="control")).run_id == control
+    assert store.register(RegistryConfig("phantom", metric="best/val/auroc", greatest=True)).run_id == best
+    assert store.register(RegistryConfig("phantom", "worst", greatest=True)).run_id == worse
+    newest = classify(store, weights, val, 0.1)
+    assert store.register(asked).run_id == newest
+    assert client.get_model_version_by_alias("phantom", "best").version == 4
+
+
+def test_what_cannot_be_registered_is_named(store: Store, weights: Path, make_manifest: MakeManifest) -> None:
+    with pytest.raises(ValueError, match=r"study phantom has no finished classifier of arm x.*stage=classify first"):
+        store.register(RegistryConfig("phantom", arm="x"))
+    classify(store, weights, make_manifest(n=2), 0.4)
+    with pytest.raises(ValueError, match=r"stage\.metric must be one of \['best/val/auroc', 'best/val/loss'\]"):
+        store.register(RegistryConfig("phantom", metric="best/val/nothing"))
+    for metric in ("test/accuracy", "best/train/loss", ""):
+        with pytest.raises(ValueError, match=r"stage\.metric must be one of validation.*it is '" + metric):
+            RegistryConfig("phantom", metric=metric)
+    for key, value in (("model", "a/b"), ("alias", "latest"), ("alias", "v2")):
+        with pytest.raises(ValueError, match=rf"stage\.{key} must begin with a letter.*it is '{value}'"):
+            RegistryConfig(**{"model": "phantom", key: value})
+
+
 def test_the_logged_classifier_predicts_as_the_trained_one(
     store: Store, tmp_path: Path, make_manifest: MakeManifest
 ) -> None:
@@ -242,7 +305,7 @@ def test_the_logged_classifier_predicts_as_the_trained_one(
     trained = TrainedModel(build(config, 2).eval(), config, ("lesion", "normal"), 0.5, 0)
     save_classifier(trained, {}, tmp_path / "weights")
     known = make_manifest(n=8)
-    write_reference(fit_reference(trained, known, known), tmp_path / "weights")
+    write_reference(fit_reference(trained, load_batch(known, 16), load_batch(known, 16)), tmp_path / "weights")
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     with store.stage_run("classify", {}, "", {}) as run:
         uri = run.log_classifier(tmp_path / "weights", trained.classes, images)
@@ -274,6 +337,8 @@ def test_nothing_phones_home() -> None:
 def test_config_names_key_and_remedy() -> None:
     with pytest.raises(ValueError, match=r"tracking\.root=mlruns"):
         TrackingConfig("")
+    with pytest.raises(ValueError, match=r"tracking\.ui must begin with http:// or https://.*it is 'localhost'"):
+        TrackingConfig(ui="localhost")
     with pytest.raises(ValueError, match=r"tracking\.system_metrics_interval"):
         TrackingConfig(system_metrics_interval=0)
 

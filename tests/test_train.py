@@ -89,6 +89,21 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(splits, undistu
     assert other.history != undisturbed.history
 
 
+def test_a_second_training_starts_from_all_weights_of_the_first(splits, undisturbed, tmp_path):
+    start = undisturbed.weights / "model.safetensors"
+    still = replace(CONFIG, lr=1e-12, epochs=2, schedule="constant")
+    kept = run(splits, tmp_path / "a", still, start=start)
+    np.testing.assert_allclose(
+        kept.val_predictions.probability, undisturbed.val_predictions.probability, atol=1e-6
+    )  # the output layer too
+    averaged = run(splits, tmp_path / "b", replace(still, ema=0.9), start=start)
+    np.testing.assert_allclose(averaged.val_predictions.probability, kept.val_predictions.probability, atol=1e-6)
+    fresh = run(splits, tmp_path / "c", still)
+    assert abs(fresh.val_predictions.probability - kept.val_predictions.probability).max() > 1e-3
+    with pytest.raises(ValueError, match=r"does not fit this architecture"):
+        run(splits, tmp_path / "d", replace(CONFIG, model=replace(MODEL, embed_dim=32)), start=start)
+
+
 @pytest.mark.parametrize("moment", [(0, 1), (1, 0), (2, 2), (3, 3)])
 def test_a_run_stopped_in_an_epoch_goes_on_bit_for_bit(splits, undisturbed, tmp_path, monkeypatch, moment):
     with monkeypatch.context() as patch:

@@ -6,6 +6,7 @@ The only importer of Hydra and OmegaConf. Nothing heavy (torch, diffusers, MLflo
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -99,6 +100,8 @@ def run_stage(config: DictConfig) -> None:
     try:
         if config.stage.name == "ui":
             _open_ui(config)
+        elif config.stage.name == "register":
+            _register(config)
         else:
             _run_pipeline(config)
     except SystemExit as error:
@@ -158,11 +161,29 @@ def _config_folder() -> list[str]:
     return [f"--config-dir={os.path.relpath(path)}" for path in given]
 
 
-def _open_ui(config: DictConfig) -> None:
+def _register(config: DictConfig) -> None:
     tracking: TrackingConfig = make(config, "tracking")
+    from synthvision.tracking import RegistryConfig, open_store
+
+    values = make(config, "stage")
+    wanted = RegistryConfig(**{name: value for name, value in values.items() if name != "name"})
+    _require_store(tracking)
+    done = open_store(tracking, config.study).register(wanted)
+    print(f"{done.uri} is version {done.version}, run {done.run_id}: {wanted.metric} {done.value:.4g}, "
+          f"the best of {done.among}")  # fmt: skip
+    serve = ["mlflow", "models", "serve", "--model-uri", done.uri, "--env-manager", "local"]
+    print(f"serve it: {shlex.join([f'MLFLOW_TRACKING_URI={tracking.uri}', *serve])}")
+
+
+def _require_store(tracking: TrackingConfig) -> None:
     if not (tracking.folder / "mlflow.db").is_file():
         remedy = "run synthvision first or set tracking.root=/path/to/mlruns"
         raise FileNotFoundError(f"no runs in {tracking.folder}; {remedy}")
+
+
+def _open_ui(config: DictConfig) -> None:
+    tracking: TrackingConfig = make(config, "tracking")
+    _require_store(tracking)
     print(f"MLflow UI: http://{config.stage.host}:{config.stage.port} (Ctrl-C ends it)", flush=True)
     command = tracking.ui_command(config.stage.host, config.stage.port)
     os.execv(command[0], command)  # in our place, so that signals reach the server and nothing of it outlives us

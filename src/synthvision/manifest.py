@@ -15,7 +15,8 @@ from synthvision.artifact import digest_of, write_text
 
 SCHEMA_VERSION = 3  # 2: mask, and what intake knows; 3: negative_prompt, settings, safety
 ORIGINS = ("real", "synthetic")
-SPLITS = ("", "guide", "train", "val", "test")
+EXTERNAL = "external"  # a test set from elsewhere: never trained on, never chosen by; `set` holds its name
+SPLITS = ("", "guide", "train", "val", "test", EXTERNAL)
 DECISIONS = ("", "accept", "reject")
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -34,7 +35,7 @@ class Record:
     label: str
     origin: str  # one of ORIGINS
     split: str = ""  # one of SPLITS; empty for synthetic candidates
-    set: str = ""  # guides trained together, e.g. "face-dark"
+    set: str = ""  # guides: those trained together, e.g. "face-dark"; split "external": the name of the test set
     patient: str = ""
     skin_tone: str = ""
     body_part: str = ""
@@ -76,6 +77,8 @@ class Record:
         self._require(self.split in SPLITS, "split", f"one of {SPLITS}")
         self._require(self.decision in DECISIONS, "decision", f"one of {DECISIONS}")
         self._require(self.origin == "real" or self.split in ("", "train"), "split", "synthetic images only train")
+        named = self.split != EXTERNAL or IDENTIFIER.fullmatch(self.set)
+        self._require(named, "set", "the name of the external test set: letters, digits, '_', '.', '-'")
 
     def _require(self, holds: object, field: str, rule: str) -> None:
         if not holds:

@@ -27,6 +27,7 @@ from synthvision.stages.classify import run_classify
 from synthvision.stages.context import Context, Result, Waiting
 from synthvision.stages.dreambooth import run_dreambooth, weights_digest
 from synthvision.stages.evaluate import read_headline, run_evaluate
+from synthvision.stages.external import run_external
 from synthvision.stages.generate import run_generate
 from synthvision.stages.predict import input_digest, run_export, run_predict
 from synthvision.stages.prepare import draw_phantoms, run_prepare, source_digest
@@ -113,7 +114,11 @@ def _predict_config(study: Study) -> Mapping[str, Any]:
 
 def _evaluate_config(study: Study) -> Mapping[str, Any]:
     """All but the reason to open the test set again: the same evaluation stays the same opening."""
-    return {"seed": study.seed, "evaluate": asdict(replace(study.evaluate, reopen=None))}
+    return {"seed": study.seed, "evaluate": asdict(replace(study.evaluate, reopen=None, external=()))}
+
+
+def _external_config(study: Study) -> Mapping[str, Any]:
+    return {**_evaluate_config(study), "external": list(study.evaluate.external)}
 
 
 _MANIFEST = ("artifact.py", "manifest.py", "data")
@@ -144,7 +149,7 @@ STAGES: Mapping[str, Stage] = {
         ("prepare", "review", "classify"), _evaluate_config, run_evaluate, (*_CLASSIFICATION, "evaluation")
     ),
     "report": Stage(
-        ("prepare", "dreambooth", "review", "classify", "evaluate"),
+        ("prepare", "dreambooth", "review", "classify", "evaluate", "external"),
         lambda study: {**_of("study", "seed", "arm")(study), **_evaluate_config(study), "openings": _openings(study)},
         run_report,
         (*_MANIFEST, "predictions.py", "evaluation"),
@@ -155,8 +160,10 @@ USES: Mapping[str, Stage] = {  # of a finished classifier
     "predict": Stage((), _predict_config, run_predict, _CLASSIFICATION),
     "export": Stage((), _of("predict"), run_export, _CLASSIFICATION),
 }
-# Part of a study only where its candidates pass through the upscaler, or where it is asked for.
-SUPERRES = Stage(("prepare",), _superres_config, run_superres, _DIFFUSION, of_synthetic=True)
+OPTIONAL: Mapping[str, Stage] = {  # part of a study only where its config or the command asks for it
+    "superres": Stage(("prepare",), _superres_config, run_superres, _DIFFUSION, of_synthetic=True),
+    "external": Stage(("prepare", "classify"), _external_config, run_external, (*_CLASSIFICATION, "evaluation")),
+}
 PRETRAIN = Stage((), _of("pretrain"), run_pretrain, (*_DIFFUSION, *_CLASSIFICATION))
 
 
@@ -185,7 +192,7 @@ def run(
 
     Args:
         study: what to do.
-        stage: a name in STAGES, "superres", "pipeline" for all of them, or "pretrain".
+        stage: a name in STAGES or OPTIONAL, "pipeline" for all of them, or "pretrain".
         resolved: the whole config in plain values, kept with each run.
         overrides: of the command line, from which the command is rebuilt.
         config: where runs are tracked.
@@ -203,7 +210,9 @@ def run(
         table = {stage: USES[stage]}
     else:
         uses = {name: replace(each, reads=("classify",)) for name, each in USES.items() if name == stage}
-        stages = {**STAGES, "superres": SUPERRES} if study.superres.candidates or stage == "superres" else STAGES
+        wanted = {"superres": study.superres.candidates, "external": bool(study.evaluate.external)}
+        asked = {name: each for name, each in OPTIONAL.items() if wanted[name] or stage == name}
+        stages = {**STAGES, **asked}
         table = {name: each for name, each in stages.items() if study.generates or not each.of_synthetic} | uses
         draw_phantoms(study)
     if stage in USES:
@@ -336,7 +345,8 @@ class _Runner:
 
     def _context(self, name: str, folder: Path, tracked: Run) -> Context:
         rows = [
-            StageRow(r.stage, r.fingerprint, r.run_id, r.seconds, self.command(r.stage)) for r in self.records.values()
+            StageRow(r.stage, r.fingerprint, r.run_id, r.seconds, self.command(r.stage), self.store.link(r.run_id))
+            for r in self.records.values()
         ]
         commands = {"the whole study": self.command("pipeline"), "this stage": self.command(name)}
         return Context(self.study, folder, dict(self.done), tracked.lightning_logger(), tracked.run_id, rows, commands)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from synthvision.classification.pretrain import VitPretrainConfig
@@ -120,20 +120,79 @@ class Dataset:
         return Rules(**{name: getattr(self, name) for name in names})
 
 
+def _check_origins(key: str, positives: Sequence[str]) -> None:
+    if not positives or not set(positives) <= set(POSITIVES):
+        raise ValueError(f"{key} must be one or more of {POSITIVES}; it is {list(positives)}")
+
+
 @dataclass(frozen=True)
-class Arm:
-    """What the disease class is trained on.
+class Phase:
+    """A first training, whose weights the arm's own training starts from.
 
     Raises:
-        ValueError: nothing, or something unknown.
+        ValueError: a value breaks its rule; the message names key, rule and value.
+    """
+
+    positives: Sequence[str]  # as of an arm
+    epochs: int
+    lr: float
+
+    def __post_init__(self) -> None:
+        _check_origins("arm.before.positives", self.positives)
+        for name in ("epochs", "lr"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"arm.before.{name} must be above 0; it is {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What the disease class is trained on; the other classes are real images.
+
+    Args:
+        name: of the arm, in every table.
+        positives: of POSITIVES.
+        counts: how many images: of an origin in `positives`, or of another class by its name; all where it has none.
+            The images of a smaller number are among those of a greater one.
+        ratio: synthetic images for each real one and guide.
+        equal_classes: every other class has as many images as the disease.
+        before: a first training; None for none.
+
+    Raises:
+        ValueError: a value breaks its rule; the message names key, rule and value.
     """
 
     name: str
-    positives: Sequence[str]  # of POSITIVES
+    positives: Sequence[str]
+    counts: Mapping[str, int] = field(default_factory=dict)
+    ratio: float | None = None
+    equal_classes: bool = False
+    before: Phase | None = None
 
     def __post_init__(self) -> None:
-        if not self.positives or not set(self.positives) <= set(POSITIVES):
-            raise ValueError(f"arm.positives must be one or more of {POSITIVES}; it is {list(self.positives)}")
+        _check_origins("arm.positives", self.positives)
+        unused = sorted(set(self.counts) & set(POSITIVES) - set(self.origins))
+        if unused:
+            raise ValueError(f"arm.counts may name origins that the arm trains on, {self.origins}; it names {unused}")
+        for name, count in self.counts.items():
+            if count < 1:
+                raise ValueError(f"arm.counts.{name} must be at least 1; it is {count!r}")
+        if self.ratio is not None:
+            self._check_ratio(self.ratio)
+
+    def _check_ratio(self, ratio: float) -> None:
+        if ratio <= 0:
+            raise ValueError(f"arm.ratio must be above 0; it is {ratio!r}")
+        if "synthetic" not in self.origins or len(self.origins) < 2 or "synthetic" in self.counts:
+            raise ValueError(
+                f"arm.ratio={ratio:g} counts synthetic images by the real ones and guides: it needs both among "
+                f"arm.positives and arm.before.positives, and no arm.counts.synthetic; the arm trains on {self.origins}"
+            )
+
+    @property
+    def origins(self) -> list[str]:
+        """All that the disease class is trained on, in any phase."""
+        first = self.before.positives if self.before else ()
+        return [name for name in POSITIVES if name in (*first, *self.positives)]
 
 
 @dataclass(frozen=True)
@@ -150,9 +209,12 @@ class EvaluationConfig:
     intersections: bool = True
     minimum: int = MINIMUM
     cases: int = 6
+    external: Sequence[str] = ()  # names of external test sets to open
 
     def __post_init__(self) -> None:
         self.choices({}, 1.0)
+        if len(set(self.external)) != len(self.external):
+            raise ValueError(f"evaluate.external must name each set once; it is {list(self.external)}")
         if self.cases < 0:
             raise ValueError(f"evaluate.cases must be 0 or more; it is {self.cases!r}")
 
@@ -228,8 +290,31 @@ class Study:
                         f"dataset.counts is {self.dataset.counts}"
                     )
         self.disease.check_sets()
+        self._check_arm()
         if self.generates:
             self._check_candidates()
+
+    def _check_arm(self) -> None:
+        """Refuse an arm that asks for more images than there can be, or for classes that there are not."""
+        arm, others = self.arm, [name for name in self.disease.classes if name != self.disease.positive]
+        unknown = sorted(set(arm.counts) - {*POSITIVES, *others})
+        if unknown:
+            raise ValueError(f"arm.counts may name {(*POSITIVES, *others)}; it names {unknown}")
+        there = {name: self.dataset.counts[name].get("train", 0) for name in others}
+        if "real" in arm.origins:
+            there["real"] = self.dataset.counts[self.disease.positive].get("train", 0)
+        if self.generates:
+            there["synthetic"] = self.review.accept
+        if arm.before:
+            replace(self.classifier, epochs=arm.before.epochs, lr=arm.before.lr)  # checks itself
+        for name, most in there.items():
+            wanted = arm.counts.get(name, 1)
+            if wanted > most:
+                key = "review.accept" if name == "synthetic" else f"dataset.counts.{self._label(name)}.train"
+                raise ValueError(f"arm={arm.name} needs at least {wanted} images of {key}, which is {most}; raise it")
+
+    def _label(self, name: str) -> str:
+        return self.disease.positive if name == "real" else name
 
     def _check_candidates(self) -> None:
         file, count = self.generate.prompts, self.generate.candidates
@@ -248,4 +333,4 @@ class Study:
     @property
     def generates(self) -> bool:
         """Whether the arm needs synthetic images."""
-        return "synthetic" in self.arm.positives
+        return "synthetic" in self.arm.origins

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -47,6 +48,8 @@ DIGEST_LENGTH = 36  # MLflow's limit for a data set's digest
 CLOCK_DRIFT = 60.0  # seconds by which a process's start time may seem to move when the clock is set
 PROCESS_TAG = "process"
 MODEL_NAME = "classifier"
+VALIDATION = "best/val/"  # begins the metrics that a model may be chosen by
+VALIDATED_ON = "validation"  # context of the data set that these metrics were measured on
 SAID = {  # what the classifier answers beside a probability per class; see served.py
     "decision": DataType.string,
     "calibrated": DataType.double,
@@ -69,12 +72,15 @@ class TrackingConfig:
     """
 
     root: str = "mlruns"  # folder of mlflow.db and artifacts/; relative to the current folder
+    ui: str = "http://127.0.0.1:5000"  # where reports expect the UI when they link to a run
     system_metrics: bool = True
     system_metrics_interval: float = 5.0  # seconds between two samples of CPU, memory and GPU
 
     def __post_init__(self) -> None:
         if not self.root:
             raise ValueError("tracking.root must name a folder; it is empty. Set tracking.root=mlruns")
+        if not re.match(r"https?://\w", self.ui):
+            raise ValueError(f"tracking.ui must begin with http:// or https:// and name a host; it is {self.ui!r}")
         if self.system_metrics_interval <= 0:
             value = self.system_metrics_interval
             raise ValueError(f"tracking.system_metrics_interval must be above 0 seconds; it is {value}")
@@ -93,6 +99,46 @@ class TrackingConfig:
         """Return the command that opens the MLflow UI on this store, from any folder."""
         server = ["--host", host, "--port", str(port), "--workers", "1"]
         return [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", self.uri, *server]
+
+
+@dataclass(frozen=True)
+class RegistryConfig:
+    """Which run's classifier gets a name: `conf/stage/register.yaml`.
+
+    Raises:
+        ValueError: a value breaks its rule; the message names the key.
+    """
+
+    model: str
+    alias: str = "best"
+    metric: str = f"{VALIDATION}loss"
+    greatest: bool = False
+    arm: str | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("model", "alias"):
+            value = getattr(self, key)
+            if not re.fullmatch(r"[A-Za-z][\w.-]*", value) or re.fullmatch(r"latest|v\d+", value.lower()):
+                raise ValueError(
+                    f"stage.{key} must begin with a letter, hold letters, digits and . _ - and be neither latest nor "
+                    f"v with a number, which MLflow keeps for itself; it is {value!r}"
+                )
+        if not self.metric.startswith(VALIDATION):
+            raise ValueError(
+                f"stage.metric must be one of validation, {VALIDATION}...: a choice by test results would make them "
+                f"worthless; it is {self.metric!r}"
+            )
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What now has the alias."""
+
+    uri: str  # models:/NAME@ALIAS
+    version: str
+    run_id: str
+    value: float  # of the metric it was chosen by
+    among: int  # runs that it was chosen from
 
 
 class Run:
@@ -193,6 +239,10 @@ class Store:
         self.study = study
         self.experiment_id = experiment_id
 
+    def link(self, run_id: str) -> str:
+        """Return where the UI shows a run; nothing for a run that was not tracked."""
+        return f"{self.config.ui.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{run_id}" if run_id else ""
+
     @contextmanager
     def pipeline_run(
         self, name: str, params: Mapping[str, Any], config_text: str, tags: Mapping[str, object]
@@ -213,6 +263,53 @@ class Store:
             run.log_params(params)
             run.log_config(config_text)
             yield run
+
+    def register(self, wanted: RegistryConfig) -> Registered:
+        """Register the best finished classifier and point the alias at it; the same run is registered once.
+
+        Only runs validated on the same images can be compared: those of the newest one.
+
+        Raises:
+            ValueError: the study has no finished classifier of that kind, or none with that metric.
+        """
+        kind = f" and tags.arm = '{wanted.arm}'" if wanted.arm else ""
+        client = mlflow.MlflowClient()
+        runs = client.search_runs(
+            [self.experiment_id],
+            f"attributes.status = 'FINISHED' and tags.stage = 'classify'{kind}",
+            order_by=["attributes.start_time DESC"],
+            max_results=50_000,  # MLflow's limit
+        )
+        of = f" of arm {wanted.arm}" if wanted.arm else ""
+        if not runs:
+            raise ValueError(
+                f"study {self.study} has no finished classifier{of} in {self.config.folder}; run stage=classify first"
+            )
+        same = [run for run in runs if _validated_on(run) == _validated_on(runs[0])]
+        rated = [run for run in same if wanted.metric in run.data.metrics]
+        if not rated:
+            known = sorted(name for name in runs[0].data.metrics if name.startswith(VALIDATION))
+            raise ValueError(
+                f"stage.metric must be one of {known}, which stage=classify logged; it is {wanted.metric!r}"
+            )
+        sign = -1 if wanted.greatest else 1
+        best = min(rated, key=lambda run: (sign * run.data.metrics[wanted.metric], run.info.start_time))
+        version = self._version(client, best, wanted)
+        client.set_registered_model_alias(wanted.model, wanted.alias, version)
+        value = best.data.metrics[wanted.metric]
+        return Registered(f"models:/{wanted.model}@{wanted.alias}", version, best.info.run_id, value, len(rated))
+
+    def _version(self, client: mlflow.MlflowClient, run: mlflow.entities.Run, wanted: RegistryConfig) -> str:
+        """Return the version under which a run's classifier is registered, now or before."""
+        named = f"name = '{wanted.model}' and run_id = '{run.info.run_id}'"
+        before = client.search_model_versions(named)
+        if before:
+            return str(before[0].version)
+        tags = {key: value for key, value in run.data.tags.items() if key in ("arm", "seed", "fingerprint")}
+        tags |= {"study": self.study, "chosen_by": wanted.metric}
+        assert run.outputs is not None  # a finished classify has logged its model
+        model = run.outputs.model_outputs[0].model_id
+        return str(mlflow.register_model(f"models:/{model}", wanted.model, tags=tags).version)
 
     @contextmanager
     def _run(self, name: str, tags: Mapping[str, object], system_metrics: bool) -> Iterator[Run]:
@@ -283,6 +380,13 @@ def git_commit() -> str:
         git("ls-files", "--error-unmatch", here.name)  # fails for a package that merely lies inside some repository
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
     return ""
+
+
+def _validated_on(run: mlflow.entities.Run) -> str:
+    """Return the digest of the images that a run's validation metrics were measured on."""
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    of = [each.dataset.digest for each in inputs if VALIDATED_ON in [tag.value for tag in each.tags]]
+    return str(of[0]) if of else ""
 
 
 def _process() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 from synthvision.classification.augment import augment
 from synthvision.classification.batches import Batch
 from synthvision.classification.draws import Draw, generator, key
-from synthvision.classification.model import as_input, build
+from synthvision.classification.model import as_input, build, load_weights
 from synthvision.classification.recipe import OPTIMIZERS, PLATEAU, ClassifierConfig
 from synthvision.classification.schedule import class_weights, freeze, mixer, moving_average, optimizer_of
 from synthvision.training import lr_factor
@@ -33,15 +34,24 @@ class Classifier(LightningModule):
         steps_per_epoch: batches.
         seed: of every draw.
         counts: training images of each class; only class weights ask for them.
+        start: file of all weights to start from, the output layer's too; None for the model's own start.
     """
 
     def __init__(
-        self, config: ClassifierConfig, classes: int, steps_per_epoch: int, seed: int, counts: Sequence[int] = ()
+        self,
+        config: ClassifierConfig,
+        classes: int,
+        steps_per_epoch: int,
+        seed: int,
+        counts: Sequence[int] = (),
+        start: Path | None = None,
     ) -> None:
         super().__init__()
         self.config, self.steps_per_epoch, self.seed = config, steps_per_epoch, seed
         with _seeded(key(seed, Draw.INITIAL), self.device):
             self.model: nn.Module = build(config.model, classes)
+        if start is not None:
+            load_weights(self.model, start)
         if config.frozen_layers:
             freeze(self.model, config.frozen_layers)
         # A module of its own, so that checkpoints hold it.

@@ -15,10 +15,9 @@ from safetensors.numpy import load_file, save
 from sklearn.covariance import LedoitWolf
 
 from synthvision.artifact import write_bytes
-from synthvision.classification.explain import embed, embeddings
+from synthvision.classification.explain import BATCH, embed
 from synthvision.classification.predict import TrainedModel
-from synthvision.data.images import Pixels, load_batch
-from synthvision.manifest import Manifest
+from synthvision.data.images import Pixels
 
 REFERENCE_FILE = "reference.safetensors"
 LEVEL = 0.99  # share of validation images that count as of the same kind
@@ -55,14 +54,13 @@ class Reference:
         ]
 
 
-def fit_reference(model: TrainedModel, train: Manifest, val: Manifest) -> Reference:
-    """Return the reference of a classifier's training images, its limits from validation."""
-    fitted = LedoitWolf().fit(embeddings(model, train))
-    side = model.config.image_size
-    seen = np.concatenate([quality(load_batch(part, side)) for part in (train, val)])
+def fit_reference(model: TrainedModel, train: Pixels, val: Pixels) -> Reference:
+    """Return the reference of a classifier's training images, its limits from validation; both uint8 (N, S, S, 3)."""
+    fitted = LedoitWolf().fit(embed_images(model, train))
+    seen = np.concatenate([quality(part) for part in (train, val)])
     spare = MARGIN * np.ptp(seen, axis=0)
     found = Reference(fitted.location_, fitted.precision_, 0.0, seen.min(0) - spare, seen.max(0) + spare)
-    limit = float(np.quantile(found.distances(embeddings(model, val)), LEVEL))
+    limit = float(np.quantile(found.distances(embed_images(model, val)), LEVEL))
     return Reference(found.mean, found.precision, limit, found.low, found.high)
 
 
@@ -97,4 +95,5 @@ def read_reference(folder: Path) -> Reference:
 def embed_images(model: TrainedModel, images: Pixels) -> Floats:
     """Return the embeddings (N, D) of uint8 (N, S, S, 3)."""
     device = next(model.network.parameters()).device
-    return embed(model.network, torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255)
+    parts = [torch.from_numpy(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
+    return np.concatenate([embed(model.network, part.to(device).permute(0, 3, 1, 2).float() / 255) for part in parts])

@@ -20,6 +20,7 @@ from synthvision.classification.recipe import ClassifierConfig
 from synthvision.classification.reference import fit_reference, write_reference
 from synthvision.classification.resume import BEST, EpochKeeper
 from synthvision.classification.threshold import thresholds_by_rule
+from synthvision.data.cache import ImageCache
 from synthvision.data.images import read_rgb
 from synthvision.data.torch_data import ImageTensors
 from synthvision.manifest import Manifest
@@ -49,6 +50,8 @@ def train(
     work: Path,
     seed: int,
     logger: Logger | None = None,
+    start: Path | None = None,
+    cache: ImageCache | None = None,
 ) -> Trained:
     """Train on `train`, choose epoch and threshold on `val`, and write the classifier to `out/weights`.
 
@@ -60,17 +63,19 @@ def train(
         work: resumable state; a second call with the same arguments goes on after the last finished epoch.
         seed: of every draw; the same seed gives the same bytes on the same CPU.
         logger: receives the metrics of each epoch.
+        start: all weights of a network of this kind, its output layer too; None starts as `config.model` says.
+        cache: of decoded images at the network's size; None decodes all.
 
     Raises:
         ValueError: a class is missing from a split, a label is not a class, or the loss is no longer a number.
     """
     _check(train, val, classes, config)
     size = config.model.image_size
-    train_data = ImageTensors.from_manifest(train, classes, size)
+    train_data, val_data = (ImageTensors.from_manifest(part, classes, size, cache) for part in (train, val))
     batches = TrainBatches(train_data, config.batch_size, config.samples_per_epoch, seed)
-    val_batches = EvalBatches(ImageTensors.from_manifest(val, classes, size), config.batch_size)
+    val_batches = EvalBatches(val_data, config.batch_size)
     counts = np.bincount(train_data.labels.numpy(), minlength=len(classes)).tolist()
-    module = Classifier(config, len(classes), len(batches), seed, counts)
+    module = Classifier(config, len(classes), len(batches), seed, counts, start)
     keeper = _fit(module, batches, val_batches, work, logger)
 
     network = read_network(config.model, len(classes), work / BEST / WEIGHTS_FILE)
@@ -83,7 +88,7 @@ def train(
     prepared = len(read_rgb(val.file(val.records[0])))
     chosen = replace(model, threshold=threshold, thresholds=thresholds, temperature=temperature, prepared=prepared)
     save_classifier(chosen, {**asdict(config), "seed": seed}, out / "weights")
-    write_reference(fit_reference(chosen, train, val), out / "weights")
+    write_reference(fit_reference(chosen, train_data.pixels(), val_data.pixels()), out / "weights")
     return Trained(out / "weights", keeper.history, keeper.best_epoch, threshold, predictions)
 
 

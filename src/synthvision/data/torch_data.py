@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from synthvision.data.images import load_batch
+from synthvision.data.cache import ImageCache
+from synthvision.data.cached import cached_batch
+from synthvision.data.images import Pixels, load_batch
 from synthvision.manifest import Manifest, Record
 
 ORDER = 1  # keeps this module's draws apart from others made with the same seed
@@ -41,8 +43,12 @@ class ImageTensors:
             raise ValueError(f"origins must be (N,) with N={len(self.labels)}; there are {len(self.origins)}")
 
     @classmethod
-    def from_manifest(cls, manifest: Manifest, classes: Sequence[str], size: int) -> ImageTensors:
-        """Load a manifest's images; a label's index is its place in `classes`.
+    def from_manifest(
+        cls, manifest: Manifest, classes: Sequence[str], size: int, cache: ImageCache | None = None
+    ) -> ImageTensors:
+        """Load a manifest's images, through a cache of that size if there is one.
+
+        A label's index is its place in `classes`.
 
         Raises:
             ValueError: a label is not among the classes.
@@ -52,8 +58,13 @@ class ImageTensors:
             raise ValueError(f"labels must be among the classes {list(classes)}; these are not: {unknown}")
         index = {label: place for place, label in enumerate(classes)}
         labels = torch.tensor([index[label] for label in manifest.column("label")], dtype=torch.int64)
-        images = torch.from_numpy(load_batch(manifest, size)).permute(0, 3, 1, 2).contiguous()  # (N, 3, H, W)
+        pixels = load_batch(manifest, size) if cache is None else cached_batch(manifest, cache)
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()  # (N, 3, H, W)
         return cls(images, labels, [_origin(record) for record in manifest])
+
+    def pixels(self) -> Pixels:
+        """Return the images as files hold them: uint8 (N, H, W, 3)."""
+        return np.ascontiguousarray(self.images.permute(0, 2, 3, 1).numpy())
 
     def __len__(self) -> int:
         return len(self.labels)

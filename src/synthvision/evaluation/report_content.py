@@ -15,7 +15,8 @@ from synthvision.evaluation.decision_curve import COVERAGES
 from synthvision.evaluation.evaluate import Evaluation
 from synthvision.evaluation.guidelines import checklists
 from synthvision.evaluation.metrics import report_text
-from synthvision.evaluation.report_input import ReportInput
+from synthvision.evaluation.report_input import ExternalTest, ReportInput
+from synthvision.evaluation.subgroups import worth_showing
 from synthvision.manifest import Manifest, kind_of_reason, labels_of
 
 SCHEMA_VERSION = 1
@@ -42,6 +43,9 @@ def build(given: ReportInput) -> dict[str, Any]:
         "leaks": given.leaks,
         "evaluation": result,
         "measures": _measures(result),
+        "subgroups": worth_showing(result.subgroups),
+        "subgroups_left_out": len(result.subgroups) - len(worth_showing(result.subgroups)),
+        "external": [_external(test) for test in given.external],
         "report_text": report_text(result.report),
         "rules": words.RULES,
         "fairness": words.fairness(result),
@@ -123,6 +127,16 @@ def _stated(given: ReportInput, column: str) -> dict[str, int]:
 
 def _count(manifest: Manifest) -> dict[str, int]:
     return {"images": len(manifest), "patients": len({record.patient for record in manifest if record.patient})}
+
+
+def _external(test: ExternalTest) -> dict[str, Any]:
+    return {
+        "name": test.name,
+        "answer": words.answer(test.evaluation, f"images of {test.name}"),
+        "evaluation": test.evaluation,
+        "measures": _measures(test.evaluation),
+        "openings": test.openings,
+    }
 
 
 def _rejections(candidates: Manifest) -> dict[str, int]:

@@ -21,6 +21,7 @@ class StageRow:
     run_id: str  # empty if it was not tracked
     seconds: float | None  # None where the finished stage was reused
     command: str  # that remakes it
+    link: str = ""  # where the MLflow UI shows the run, while it is open
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,15 @@ class ErrorCase:
     picture: Path  # the image beside its maps
     neighbours: Sequence[str]  # image ids of the training images nearest to it, the nearest first
     said: str  # what the maps are worth for this image
+
+
+@dataclass(frozen=True)
+class ExternalTest:
+    """What came out on a test set from elsewhere."""
+
+    name: str
+    evaluation: Evaluation
+    openings: Sequence[Opening]
 
 
 @dataclass(frozen=True)
@@ -64,4 +74,5 @@ class ReportInput:
     warnings: Sequence[str] = ()
     limits: Sequence[str] = ()
     errors: Sequence[ErrorCase] = ()  # wrong calls with what the classifier looked at and what they resemble
+    external: Sequence[ExternalTest] = ()
     samples: Sequence[Path] = ()  # grids drawn while the diffusion model trained, in order

@@ -11,7 +11,7 @@ from synthvision.evaluation.evaluate import Evaluation
 from synthvision.evaluation.intervals import Estimate
 from synthvision.evaluation.ledger import Opening
 from synthvision.evaluation.probes import NEGLIGIBLE, Probe
-from synthvision.manifest import Manifest
+from synthvision.manifest import EXTERNAL, Manifest
 
 UNKNOWN = "\N{EN DASH}"
 PHANTOM = "phantom"  # the reference standard of drawn images
@@ -199,7 +199,7 @@ def _leaks(leaks: int, real: Manifest, training: Manifest) -> Remark:
         if record.patient and record.split:
             splits.setdefault(record.patient, set()).add(record.split)
     crossing = sum(len(of) > 1 for of in splits.values())
-    held_out = {record.image_id for record in real if record.split in ("val", "test")}
+    held_out = {record.image_id for record in real if record.split in ("val", "test", EXTERNAL)}
     painted = sum(record.painted_on in held_out or record.image_id in held_out for record in training)
     if crossing or painted:
         return Remark(

@@ -3,45 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from synthvision import artifact
-from synthvision.classification.train import train
+from synthvision.classification.model import WEIGHTS_FILE
+from synthvision.classification.train import Trained, train
+from synthvision.data.cache import ImageCache
 from synthvision.manifest import Manifest
-from synthvision.stages.context import Context, Result
+from synthvision.stages.composition import training_phases
+from synthvision.stages.context import Context, Result, image_cache
+from synthvision.study import Study
+
+FIRST = "first_phase"  # folder of an arm's first training, and of its resumable state
 
 
 def run_classify(given: Context) -> Result:
     """Train the classifier; epoch and threshold come from validation."""
     study = given.study
-    images, validation = training_images(given), given.manifest("prepare").where(split="val")
+    *before, images = training_phases(given)
+    validation = given.manifest("prepare").where(split="val")
+    first = _first_phase(given, before[0], validation) if before else None
     done = train(
-        images, validation, study.disease.classes, study.classifier, given.out, given.work, study.seed, given.logger
-    )
-    images.write(given.out / "training.csv")
+        images, validation, study.disease.classes, study.classifier, given.out, given.work, study.seed, given.logger,
+        start=first.weights / WEIGHTS_FILE if first else None, cache=_cache(study),
+    )  # fmt: skip
+    seen = _together([*before, images])
+    seen.write(given.out / "training.csv")
     done.val_predictions.write(given.out / "validation.csv")
     _write_rows(given.out / "history.csv", done.history)
     best = {f"best/{name}": value for name, value in done.history[done.best_epoch].items()}
+    if first:
+        best |= {f"first/{name}": value for name, value in first.history[first.best_epoch].items()}
     return Result(
         {**best, "threshold": done.threshold},
         [given.out / "history.csv", given.out / "validation.csv"],
-        {"training": images, "validation": validation},
+        {"training": seen, "validation": validation},
         classifier=done.weights,
     )
 
 
-def training_images(given: Context) -> Manifest:
-    """Return what the arm trains on: real images of the other classes, and the disease class as the arm says."""
-    real, disease = given.manifest("prepare"), given.study.disease
-    images = real.where(lambda r: r.split == "train" and r.label != disease.positive)
-    for kind in given.study.arm.positives:
-        if kind == "synthetic":
-            images += given.manifest("review").where(decision="accept").with_values(lambda _: {"split": "train"})
-        elif kind == "guides":
-            images += real.where(split="guide")
-        else:
-            images += real.where(split="train", label=disease.positive)
-    return images
+def _first_phase(given: Context, images: Manifest, validation: Manifest) -> Trained:
+    """Train as the arm says before its own training; a finished one is taken up, not repeated."""
+    study, phase = given.study, given.study.arm.before
+    assert phase is not None
+    config = replace(study.classifier, epochs=phase.epochs, lr=phase.lr)
+    folder = given.out / FIRST
+    # No logger: its curves would lie upon those of the second phase.
+    done = train(images, validation, study.disease.classes, config, folder, given.work / FIRST, study.seed,
+                 cache=_cache(study))  # fmt: skip
+    images.write(folder / "training.csv")
+    _write_rows(folder / "history.csv", done.history)
+    return done
+
+
+def _cache(study: Study) -> ImageCache:
+    """Return the cache that all runs share: arms and seeds train on the same images."""
+    return image_cache(study, study.classifier.model.image_size)
+
+
+def _together(phases: Sequence[Manifest]) -> Manifest:
+    """Return every image that any phase trained on, once."""
+    records = {record.image_id: record for images in phases for record in images}
+    return Manifest(tuple(records.values()), phases[-1].root)
 
 
 def _write_rows(file: Path, rows: Sequence[Mapping[str, float]]) -> None:

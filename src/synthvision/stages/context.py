@@ -11,12 +11,14 @@ from pathlib import Path
 from pytorch_lightning.loggers import Logger
 
 from synthvision import __version__, artifact
+from synthvision.data.cache import ImageCache
 from synthvision.evaluation.report_input import StageRow
 from synthvision.manifest import Manifest
 from synthvision.study import Study
 
 MANIFEST = "manifest.csv"
 WEIGHTS = "weights"
+CACHE = ".cache"  # below the root
 PACKAGES = ("torch", "diffusers", "transformers", "timm", "pytorch-lightning", "mlflow", "numpy", "pillow")
 
 
@@ -55,6 +57,11 @@ class Context:
     def manifest(self, stage: str) -> Manifest:
         """Read the manifest of a stage before."""
         return Manifest.read(self.before[stage] / MANIFEST, self.study.folder)
+
+
+def image_cache(study: Study, size: int) -> ImageCache:
+    """Return the cache of decoded images of one size, which all studies and runs below the root share."""
+    return ImageCache(Path(study.root) / CACHE, size, study.dataset.seed)
 
 
 def versions() -> dict[str, str]:

@@ -79,12 +79,12 @@ def read_headline(folder: Path) -> dict[str, float]:
     """Return the test metrics and probes that a finished evaluation left in its folder."""
     saved = json.loads((folder / "evaluation.json").read_text())["estimates"]
     estimates = {name: Estimate(**value) for name, value in saved.items()}
-    return {**_rows(estimates), **probe_metrics(read_probes(folder / "probes.json"))}
+    return {**metric_rows(estimates, "test"), **probe_metrics(read_probes(folder / "probes.json"))}
 
 
-def _rows(estimates: Mapping[str, Estimate]) -> dict[str, float]:
-    """Return test metrics with their intervals' ends, under MLflow names."""
+def metric_rows(estimates: Mapping[str, Estimate], of: str) -> dict[str, float]:
+    """Return metrics with their intervals' ends, under MLflow names that begin with `of`."""
     rows: dict[str, float] = {}
     for name, estimate in estimates.items():
-        rows |= {f"test/{name}": estimate.value, f"test/{name}_low": estimate.low, f"test/{name}_high": estimate.high}
+        rows |= {f"{of}/{name}": estimate.value, f"{of}/{name}_low": estimate.low, f"{of}/{name}_high": estimate.high}
     return {name: value for name, value in rows.items() if value == value}

@@ -16,10 +16,9 @@ from synthvision.data.phantom import write_phantoms
 from synthvision.data.prepare import prepare
 from synthvision.data.reading import read_pictures
 from synthvision.evaluation.shortcuts import in_words, probe_intake, probe_metrics, write_probes
-from synthvision.stages.context import Context, Result
+from synthvision.stages.context import Context, Result, image_cache
 from synthvision.study import Study
 
-CACHE = ".cache"  # below the root: all studies and runs share it
 PROBES = "probes.json"
 PHANTOM = "phantom.json"  # says how the phantoms beside it were drawn
 
@@ -40,7 +39,7 @@ def run_prepare(given: Context) -> Result:
 
 
 def _cache(study: Study) -> ImageCache:
-    return ImageCache(Path(study.root) / CACHE, study.dataset.size, study.dataset.seed)
+    return image_cache(study, study.dataset.size)
 
 
 def draw_phantoms(study: Study) -> None:

@@ -16,6 +16,7 @@ from synthvision.manifest import Manifest
 from synthvision.predictions import Predictions
 from synthvision.stages.context import WEIGHTS, Context, Result, versions
 from synthvision.stages.evaluate import evaluated, identity_of
+from synthvision.stages.external import read_external
 from synthvision.stages.prepare import PROBES
 
 
@@ -40,6 +41,7 @@ def run_report(given: Context) -> Result:
             evaluation=result,
             openings=Ledger(study.folder / "ledger").openings(identity_of(test)),
             probes=[*read_probes(given.before["evaluate"] / "probes.json"), *_of_intake(given.before["prepare"])],
+            external=read_external(given, given.before["external"]) if "external" in given.before else (),
             errors=read_errors(given.before["evaluate"] / "errors"),
             diffusion_losses=_losses(trained),
             history=_read_rows(given.before["classify"] / "history.csv"),
