@@ -334,6 +334,9 @@ class _Runner:
             tracked.note(f"Remake it:\n\n```\n{self.command(record.stage)}\n```\n")
             result = stage.run(self._context(record.stage, folder, tracked))
             self._log(tracked, result)
+            for epochs, part in result.budgets.items():
+                with self.store.budget_run(epochs, self.resolved, tags) as read_off:
+                    self._log(read_off, part)
             finished = replace(
                 record,
                 output=artifact.tree_digest(folder),
