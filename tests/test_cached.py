@@ -1,5 +1,6 @@
 """Training images out of the shared cache: the same pixels, decoded once for all runs."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from synthvision.data import cached
 from synthvision.data.cache import ImageCache
 from synthvision.data.cached import cached_batch
 from synthvision.data.images import UnusableImage, load_batch, write_png
+from synthvision.data.intake import FolderSource, GuideSource
+from synthvision.data.prepare import prepare
+from synthvision.data.rules import Rules
 from synthvision.data.torch_data import ImageTensors
 from synthvision.manifest import Manifest
 
@@ -67,3 +71,32 @@ def test_a_damaged_cache_is_found(manifest: Manifest, tmp_path: Path) -> None:
         handle.write(b"\x00" * 50)
     with pytest.raises(ValueError, match=r"is damaged; delete it"):
         cached_batch(manifest, cache)
+
+
+def test_the_same_content_elsewhere_is_not_decoded_again(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = ImageCache(tmp_path / ".cache", 16, 0)
+    expected = cached_batch(manifest, cache)
+    shutil.copytree(manifest.root / "images", tmp_path / "another run" / "images")
+    monkeypatch.setattr(cached, "read_picture", _refuse)
+    np.testing.assert_array_equal(cached_batch(Manifest(manifest.records, tmp_path / "another run"), cache), expected)
+
+
+def test_what_prepare_writes_is_known_to_training(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, guides = FolderSource("normal", str(manifest.root / "images")), tmp_path / "guides"
+    write_png(guides / "a.png", np.random.default_rng(99).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    (guides / "a.txt").write_text("a guide")
+    cache, study = ImageCache(tmp_path / ".cache", 16, 0), tmp_path / "study"
+    rules = Rules(counts={"normal": {"train": 3}}, size=16, seed=0)
+    prepared = prepare(
+        [source], GuideSource(str(guides), "lesion"), rules, ("lesion", "normal"), study, study / "prepare", cache
+    ).manifest
+    monkeypatch.setattr(cached, "read_picture", _refuse)
+    np.testing.assert_array_equal(cached_batch(prepared, cache), load_batch(prepared, 16))
+
+
+def _refuse(file: Path, *_: object) -> None:
+    pytest.fail(f"{file.name} is decoded again")

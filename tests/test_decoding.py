@@ -1,5 +1,6 @@
 """Every format that teams have becomes the picture a viewer shows, and says what was done to it."""
 
+import contextlib
 import io
 from collections.abc import Callable
 
@@ -7,6 +8,7 @@ import numpy as np
 import pillow_heif
 import pydicom
 import pytest
+from mutations import valid_files
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -92,6 +94,17 @@ def test_the_first_frame_is_taken_and_noted(kind: str) -> None:
     assert decoded.conversions[0] == "first of 2 frames"
     assert decoded.facts["format"] == kind
     assert np.abs(decoded.pixels.astype(int) - NOISE).mean() < 12
+
+
+def test_run_lengths_that_lost_a_part_are_damaged() -> None:
+    """Without some bytes in its middle such a segment goes on with what follows, and looks whole in length."""
+    whole = valid_files()["rle dicom"]
+    original, taken = decode_file(whole).pixels, 0
+    for start in range(len(whole) // 3, len(whole) * 2 // 3, 211):
+        with contextlib.suppress(UnusableImage):
+            pixels = decode_file(whole[:start] + whole[start + 200 :]).pixels
+            taken += not np.array_equal(pixels, original)
+    assert taken == 0
 
 
 def test_heic_is_read() -> None:

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from synthvision.data import duplicates
+from synthvision.data.cache import THUMB
 from synthvision.data.duplicates import eight_views, near_duplicates
-from synthvision.data.reading import thumbnail
+from synthvision.data.reading import fit_and_thumbnail
 
 Pixels = NDArray[np.uint8]
 SIDE = 96
@@ -60,7 +61,7 @@ EDITS: dict[str, Callable[[Pixels], Pixels]] = {
 
 
 def thumbs(images: list[Pixels]) -> Pixels:
-    return np.stack([thumbnail(np.ascontiguousarray(image)) for image in images])
+    return np.stack([fit_and_thumbnail(np.ascontiguousarray(image), THUMB)[1] for image in images])
 
 
 @pytest.fixture(scope="module")

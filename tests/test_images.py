@@ -148,3 +148,11 @@ def test_hash_survives_encoding_and_tells_pictures_apart() -> None:
     other = images.fit(images.fit(NOISE[::-1], 8), 64)
     assert (hash_of(smooth) ^ hash_of(copy)).bit_count() <= 6
     assert (hash_of(smooth) ^ hash_of(other)).bit_count() > 12
+
+
+@pytest.mark.parametrize("side", [30, 64, 65, 128, 301])
+def test_blocks_are_averaged_before_as_pillow_does(side: int) -> None:
+    square = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    for size in (16, 48, 64):
+        expected = Image.fromarray(square).resize((size, size), Image.Resampling.LANCZOS, reducing_gap=2.0)
+        assert np.array_equal(images.fit(square, size), np.asarray(expected) if side != size else square)

@@ -5,8 +5,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from synthvision.data.columns import told
+from synthvision.data.columns import TELLABLE, told
 from synthvision.data.intake import FolderSource, GuideSource, TableSource
+from synthvision.manifest import COLUMNS
 
 TABLE = "image ID,class label,person,where\n1,2,p1,arm\n2, 1 ,p2,\n10,2,,leg\n11,5,p3,leg\n"
 LABELS = {"1": "neutrophil", "2": "lymphocyte"}
@@ -147,6 +148,42 @@ def test_a_table_may_name_masks_and_splits(tmp_path: Path) -> None:
     found = table(tmp_path, text, columns=columns, **options).read()
     assert [each.mask for each in found] == [tmp_path / "masks" / "1.png", None]
     assert [each.values["split"] for each in found] == ["test", "train"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"external": "lab 2"}, "external must be a name"),
+        ({"external": "lab2", "split": "test"}, "remove split='test'"),
+        ({"external": "lab2", "columns": {"split": "where"}}, "remove 'split' from columns"),
+        ({"split": "external"}, "split must be one of"),
+    ],
+)
+def test_an_external_test_set_has_a_name_and_no_other_split(
+    tmp_path: Path, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        table(tmp_path, **options)
+
+
+def test_all_of_a_source_is_external(tmp_path: Path) -> None:
+    found = table(tmp_path, external="lab2").read()
+    assert {(each.values["split"], each.values["set"]) for each in found} == {("external", "lab2")}
+
+
+def test_every_column_that_a_table_can_tell_arrives(tmp_path: Path) -> None:
+    cells = {
+        "patient": "p1", "lesion": "l1", "skin_tone": "FST II", "body_part": "arm", "age_band": "34", "sex": "F",
+        "site": "St Mary", "device": "phone", "caption": "few warts", "licence": "CC-BY-4.0", "consent": "written",
+        "reference_standard": "biopsy", "split": "validation",
+    }  # fmt: skip
+    assert set(cells) == set(TELLABLE)
+    text = f"file,label,{','.join(cells)}\na.png,x,{','.join(cells.values())}\n"
+    options = {"image_column": "file", "label_column": "label", "labels": {"x": "lesion"}}
+    (found,) = table(tmp_path, text, columns={name: name for name in cells}, **options).read()
+    known = {**cells, "skin_tone": "2", "age_band": "30-39", "sex": "female", "split": "val", "label": "lesion"}
+    assert found.values == known
+    assert set(known) <= set(COLUMNS)
 
 
 def test_parquet_and_semicolons_tell_the_same(tmp_path: Path) -> None:

@@ -97,6 +97,9 @@ def test_every_stage_is_finished_and_tracked_below_one_parent(study: Path) -> No
     assert parent.data.metrics["test/accuracy"] == next(
         each.data.metrics["test/accuracy"] for each in children if each.data.tags["stage"] == "evaluate"
     )
+    client = mlflow.MlflowClient(TrackingConfig(str(study / "mlruns")).uri)
+    logged = {each.path for each in client.list_artifacts(finished(study)["prepare"].run_id)}
+    assert logged >= {"audit.html", "audit.json"}
 
 
 def test_a_budget_is_a_run_of_its_own_below_the_training_it_is_read_off(study: Path) -> None:

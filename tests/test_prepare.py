@@ -3,6 +3,8 @@
 import csv
 import hashlib
 import json
+import os
+import shutil
 from collections import Counter
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -185,6 +187,17 @@ def test_equal_pixels_count_once(files: Files, root: Path) -> None:
     assert [row["what"] for row in left(root)] == ["duplicate"]
 
 
+def test_pictures_that_differ_outside_their_square_are_not_equal(files: Files, root: Path) -> None:
+    """Their rows in the cache are equal, so only the decoded pixels tell."""
+    other = picture(0, 0)
+    other[0] = 255 - other[0]
+    write_png(files.folder / "extra" / "other.png", other)
+    Image.fromarray(picture(0, 1)).save(files.folder / "extra" / "same.bmp")
+    audit = files.prepare(root, sources=[*elsewhere(files)[:1], FolderSource("lesion", str(files.folder / "extra"))])
+    assert [Path(row["file"]).name for row in left(root)] == ["same.bmp"]
+    assert [similarity for *_, similarity in audit.near] == [1.0]
+
+
 def test_a_picture_with_two_labels_stops(files: Files, root: Path) -> None:
     write_png(files.image("normal", 3), picture(0, 0))
     with pytest.raises(TwoLabelsError, match=r"one picture has two labels: 'lesion'.*'normal'"):
@@ -278,6 +291,78 @@ def test_leaks_are_dropped_or_moved_by_the_user_s_rule(files: Files, root: Path)
     assert moved.counts()["normal"] == counts["normal"]
 
 
+def test_an_exact_copy_on_two_sides_is_a_leak_too(files: Files, root: Path) -> None:
+    """A public collection has test files that are byte for byte those of training."""
+    sources = folders(files, picture(1, 100))
+    with pytest.raises(LeakError, match=r"1 leaks:\nexact: normal-(\w+) \(test\) and normal-\1 \(train\), 1.000"):
+        files.prepare(root, sources=sources, counts=DIVIDED)
+    assert [(Path(row["file"]).name, row["what"]) for row in left(root)] == [("0.png", "leak")]
+    assert (root / "prepare" / "one" / "leaks.png").is_file()
+    for name, rule in (("two", "drop"), ("three", "move")):
+        audit = files.prepare(root, name, sources=sources, counts={**DIVIDED, "normal": {"test": 7}}, leaks=rule)
+        assert [(leak.kind, leak.sides) for leak in audit.leaks] == [("exact", ("test", "train"))]
+        assert audit.counts()["normal"] == {"test": 7}
+        assert audit.duplicates == 0
+
+
+def elsewhere(files: Files, *extra: Pixels) -> list[FolderSource | TableSource]:
+    """The user's table, and four pictures of each class and `extra` ones from another hospital."""
+    for place, label in enumerate(CLASSES):
+        for i in range(4):
+            write_png(files.folder / "other" / label / f"{i}.png", picture(place, 200 + i))
+    for i, pixels in enumerate(extra):
+        write_png(files.folder / "other" / "normal" / f"extra-{i}.png", pixels)
+    labels = dict(zip(CLASSES, CLASSES, strict=True))
+    table = TableSource(str(files.folder / "labels.csv"), "file", "label", labels, columns={"patient": "patient"})
+    return [table, *(FolderSource(x, str(files.folder / "other" / x), external="hospital_b") for x in CLASSES)]
+
+
+def test_an_external_test_set_is_whole_and_beside_the_splits(files: Files, root: Path) -> None:
+    alone = files.prepare(root, "one", sources=elsewhere(files)[:1])
+    audit = files.prepare(root, "two", sources=elsewhere(files))
+    external = audit.manifest.where(split="external")
+    assert Counter(external.column("label")) == {"lesion": 4, "normal": 4}
+    assert set(external.column("set")) == {"hospital_b"}
+    assert all(audit.manifest.file(record).is_file() for record in external)
+    assert audit.manifest.where(lambda r: r.split != "external") == alone.manifest.with_values(
+        lambda r: {"path": r.path.replace("/one/", "/two/")}
+    )
+    assert audit.counts()["normal"] == {**COUNTS["normal"], "external/hospital_b": 4}
+    assert "external/<wbr>hospital_b</th>" in (root / "prepare" / "two" / "audit.html").read_text()
+    assert len(audit.traits) == 43  # what tells hospitals apart is no clue to the class within one
+    (book,) = (root / "splits").glob("*.csv")
+    assert "external" not in book.read_text()
+
+
+def test_what_ties_an_external_test_set_to_training_leaks(files: Files, root: Path) -> None:
+    counts = {"lesion": {"train": 20}, "normal": {"train": 19}}
+    sources = elsewhere(files, picture(1, 8)[:, ::-1])
+    with pytest.raises(LeakError, match=r"near: normal-\w+ \(external\) and normal-\w+ \(train\)"):
+        files.prepare(root, sources=sources, counts={**counts, "normal": {"train": 20}})
+    for rule in ("drop", "move"):  # nothing is moved into a set that came as it is
+        audit = files.prepare(root / rule, sources=sources, counts=counts, leaks=rule)
+        assert [leak.sides for leak in audit.leaks] == [("external", "train")]
+        assert audit.counts()["normal"] == {"train": 19, "external/hospital_b": 5}
+    same = elsewhere(files, picture(1, 4))  # equal pixels, and no side stated: the picture is the external set's
+    counts["normal"] = {"train": 18}
+    with pytest.raises(LeakError, match=r"patient: normal-\w+ \(external\) and normal-\w+ \(train\)"):
+        files.prepare(root / "same", sources=same, counts={**counts, "normal": {"train": 19}})
+    audit = files.prepare(root / "same", sources=same, counts=counts, leaks="drop")
+    assert audit.duplicates == 1
+    assert audit.counts()["normal"] == {"train": 18, "external/hospital_b": 5}
+
+
+def test_a_class_with_one_image_gets_a_clear_message(files: Files, root: Path) -> None:
+    write_png(files.folder / "one" / "0.png", picture(3, 0))
+    sources = [*elsewhere(files)[:1], FolderSource("rare", str(files.folder / "one"))]
+    with pytest.raises(
+        ShortageError, match=r"'rare' has images of 1 patient for 2 splits.*leave it out of disease\.classes, or join"
+    ):
+        files.prepare(
+            root, sources=sources, classes=(*CLASSES, "rare"), counts={**COUNTS, "rare": {"val": 1, "test": 1}}
+        )
+
+
 def test_two_labels_are_resolved_by_the_user_s_rule(files: Files, root: Path) -> None:
     write_png(files.image("normal", 3), picture(0, 0))
     dropped = files.prepare(root, "one", two_labels="drop")
@@ -346,10 +431,12 @@ def test_odd_names_and_loops_end_in_manifest_or_quarantine(files: Files, root: P
     (odd / "loop.png").symlink_to(odd / "loop.png")
     (odd / "nowhere.png").symlink_to(odd / "missing.png")
     (odd / "up").symlink_to(files.folder)
+    not_utf8 = odd / os.fsdecode(b"no \xff utf-8.png")
+    shutil.copyfile(files.image("lesion", 1), not_utf8)
     odd.chmod(0o555)
     source = FolderSource("lesion", str(odd), "**/*")
-    audit = files.prepare(root, sources=[source], counts={"lesion": {"test": 5}}, most_unusable=0.5)
-    assert audit.counts()["lesion"]["test"] == 5
+    audit = files.prepare(root, sources=[source], counts={"lesion": {"test": 6}}, most_unusable=0.5)
+    assert audit.counts()["lesion"]["test"] == 6
     assert {Path(row["file"]).name for row in left(root)} - {"up"} == {"loop.png", "nowhere.png"}
 
 

@@ -17,7 +17,7 @@ from synthvision.data.copies import Item
 from synthvision.data.decoding import Pixels
 from synthvision.data.images import write_png
 from synthvision.data.leakage import Leak
-from synthvision.manifest import Manifest
+from synthvision.manifest import EXTERNAL, Manifest, Record
 
 TILE, GAP = 160, 8  # pixels of the picture sheet
 MOST_PAIRS = 40  # on a sheet
@@ -65,12 +65,12 @@ class Audit:
     masks: int  # images with a mask
     conversions: Mapping[str, int]  # what was done to stored values -> number of usable pictures
     warnings: tuple[str, ...]
-    traits: tuple[Trait, ...]  # of all usable pictures, also of those that no split has room for
+    traits: tuple[Trait, ...]  # of all usable pictures but external ones, also of those that no split has room for
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Return label -> split -> number of images."""
+        """Return label -> split -> number of images; an external test set's split is "external/" and its name."""
         table: dict[str, dict[str, int]] = defaultdict(dict)
-        for (label, part), number in sorted(Counter((r.label, r.split) for r in self.manifest).items()):
+        for (label, part), number in sorted(Counter((r.label, _part(r)) for r in self.manifest).items()):
             table[label][part] = number
         return dict(table)
 
@@ -79,7 +79,7 @@ class Audit:
         table: dict[str, dict[str, dict[str, int]]] = {}
         for column in ("skin_tone", "skin_tone_ita", "body_part", "age_band", "sex", "site", "device"):
             if any(self.manifest.column(column)):
-                rows = Counter((getattr(r, column) or "unknown", r.split) for r in self.manifest)
+                rows = Counter((getattr(r, column) or "unknown", _part(r)) for r in self.manifest)
                 table[column] = defaultdict(dict)
                 for (value, part), number in sorted(rows.items()):
                     table[column][value][part] = number
@@ -92,6 +92,10 @@ class Audit:
         return {**values, "leaks": leaks, "counts": self.counts(), "subgroups": self.subgroups()}
 
 
+def _part(record: Record) -> str:
+    return f"{record.split}/{record.set}" if record.split == EXTERNAL else record.split
+
+
 def write_audit(out: Path, audit: Audit, probes: Sequence[Mapping[str, Any]] = ()) -> list[Path]:
     """Write `audit.json` and `audit.html` and return them.
 
@@ -102,11 +106,12 @@ def write_audit(out: Path, audit: Audit, probes: Sequence[Mapping[str, Any]] = (
     """
     content = {**audit.summary(), "probes": list(probes)}
     write_json(out / "audit.json", content)
+    external = sorted({part for row in audit.counts().values() for part in row if part.startswith(EXTERNAL)})
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    write_text(out / "audit.html", environment.get_template("audit.html.j2").render(content))
+    write_text(out / "audit.html", environment.get_template("audit.html.j2").render(content, external=external))
     return [out / "audit.json", out / "audit.html"]
 
 

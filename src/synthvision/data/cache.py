@@ -14,7 +14,7 @@ import sqlite3
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -41,13 +41,12 @@ class Picture:
     sha256: str  # of the file
     row: int = -1
     reason: str = ""  # why there is no usable picture; then the rest is empty
-    pixels: str = ""  # digest of the picture as it was decoded
     height: int = 0
     width: int = 0
     conversions: tuple[str, ...] = ()
     facts: Mapping[str, str | float] | None = None
     patient: str = ""  # salted hash of the patient that the file itself names
-    checksum: int = 0  # of the row
+    checksum: int = 0  # of the row; equal pictures have equal ones
 
     @property
     def usable(self) -> bool:
@@ -65,13 +64,13 @@ class Shelf:
 
     def write(self, row: int, pixels: Pixels, thumb: Pixels) -> int:
         """Write a row, from any process, and return its checksum."""
-        for name, data in (("pixels", pixels.tobytes()), ("thumbs", thumb.tobytes())):
+        for name, data in (("pixels", pixels.data), ("thumbs", thumb.data)):
             handle = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT, 0o644)
             try:
-                os.pwrite(handle, data, row * len(data))
+                os.pwrite(handle, data, row * data.nbytes)
             finally:
                 os.close(handle)
-        return zlib.crc32(pixels.tobytes())
+        return zlib.crc32(pixels.data)
 
 
 class ImageCache:
@@ -122,13 +121,26 @@ class ImageCache:
                 handle = os.open(self.shelf.folder / name, os.O_RDONLY)
                 os.fsync(handle)
                 os.close(handle)
+        self._enter("REPLACE", read)
+
+    def keep_written(self, written: Iterable[tuple[str, Picture]]) -> None:
+        """Enter files that were written out of rows, and so need not be decoded. What was read of a file stays."""
+        self._enter("IGNORE", written)
+
+    def _enter(self, known: str, entries: Iterable[tuple[str, Picture]]) -> None:
         with closing(self._open()) as database, database:
-            for place, picture in read:
+            for place, picture in entries:
                 row = picture.row if picture.usable else None
-                content = json.dumps(asdict(picture), ensure_ascii=False)
-                database.execute("INSERT OR IGNORE INTO pictures VALUES (?, ?, ?)", (picture.sha256, row, content))
+                content = json.dumps(vars(picture), ensure_ascii=False)
+                database.execute(f"INSERT OR {known} INTO pictures VALUES (?, ?, ?)", (picture.sha256, row, content))
                 if place:
                     database.execute("INSERT OR REPLACE INTO files VALUES (?, ?)", (place, picture.sha256))
+
+    def of_content(self, sha256: str) -> Picture | None:
+        """Return what is known of the picture in files of this content, wherever they lie."""
+        with closing(self._open()) as database:
+            found = database.execute("SELECT content FROM pictures WHERE sha256 = ?", (sha256,)).fetchone()
+        return _picture(found[0]) if found else None
 
     def pixels(self) -> Pixels:
         """Return all pictures, memory-mapped: uint8 (rows, size, size, 3)."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import numpy as np
 
 from synthvision.data.cache import ImageCache, Picture, place_of
-from synthvision.data.images import Pixels, load_batch
+from synthvision.data.images import Pixels, load_batch, read_file
 from synthvision.data.reading import read_picture
+from synthvision.data.unusable import UnusableImage
 from synthvision.manifest import Manifest
 
 
@@ -37,11 +41,20 @@ def _pictures(manifest: Manifest, cache: ImageCache) -> list[Picture]:
         row, read, found = cache.next_row(), [], []
         for file, picture in zip(files, known, strict=True):
             if picture is None:
-                place = place_of(file)
-                picture = read_picture(file, row, cache.shelf)
-                row += picture.usable
+                place, picture = place_of(file), _known_by_content(file, cache)
+                if picture is None:
+                    picture = read_picture(file, row, cache.shelf)
+                    row += picture.usable
                 if picture.sha256:
                     read.append((place, picture))
             found.append(picture)
         cache.keep(read)
     return found
+
+
+def _known_by_content(file: Path, cache: ImageCache) -> Picture | None:
+    """Return what is known of a file that lies where none was read before: another run has the same images."""
+    try:
+        return cache.of_content(hashlib.sha256(read_file(file)).hexdigest())
+    except UnusableImage:
+        return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,9 @@ import numpy as np
 from synthvision.data.cache import Picture
 from synthvision.data.decoding import Pixels
 from synthvision.data.duplicates import near_duplicates
-from synthvision.data.leakage import Ties
+from synthvision.data.leakage import EXACT, SIDES, Leak, Ties, leak_of
+from synthvision.data.reading import pixel_digest
+from synthvision.data.unusable import UnusableImage
 from synthvision.manifest import Record
 
 LABEL_RULES = ("stop", "drop", "first")
@@ -42,13 +44,18 @@ class TwoLabelsError(ValueError):
     """One picture is said to be of two classes."""
 
 
-def one_of_each(items: Sequence[Item], rule: str, left: list[Left]) -> list[Item]:
+def one_of_each(items: Sequence[Item], rule: str, left: list[Left]) -> tuple[list[Item], list[Leak]]:
     """Return one item per picture, with what its copies tell of it; the first one stays, guides before others.
+
+    Where sources put copies on two sides, the one on the side that comes first in `leakage.SIDES` stays.
 
     Args:
         items: guides first.
         rule: for a picture with two labels: "stop" raises, "drop" leaves it out, "first" believes what comes first.
         left: gets the others, and why.
+
+    Returns:
+        the items, and the copies that were on another side.
 
     Raises:
         ValueError: two guides show the same pixels.
@@ -56,22 +63,61 @@ def one_of_each(items: Sequence[Item], rule: str, left: list[Left]) -> list[Item
     """
     kept: dict[str, Item] = {}
     contradicted: set[str] = set()
-    for item in items:
-        twin = kept.setdefault(item.picture.pixels, item)
+    crossing: list[Leak] = []
+    for item, key in zip(items, _keys(items), strict=True):
+        twin = kept.setdefault(key, item)
         if twin is item:
             continue
         if item.record.split == "guide":
             raise ValueError(f"guides {twin.source} and {item.source} show the same pixels; remove one")
         if twin.record.label != item.record.label:
             _two_labels(twin, item, rule, left)
-            contradicted.add(item.picture.pixels)
+            contradicted.add(key)
             continue
-        what = "also a guide" if twin.record.split == "guide" else "duplicate"
-        left.append(Left(twin.record.image_id, item.source, what, f"same pixels as {twin.source}"))
-        kept[item.picture.pixels] = replace(twin, record=_completed(twin.record, item.record))
-    if rule == "first":
-        return list(kept.values())
-    return [item for pixels, item in kept.items() if pixels not in contradicted or item.record.split == "guide"]
+        kept[key] = _the_one(twin, item, crossing, left)
+    if rule != "first":
+        kept = {key: each for key, each in kept.items() if key not in contradicted or each.record.split == "guide"}
+    return list(kept.values()), crossing
+
+
+def _keys(items: Sequence[Item]) -> Iterator[str]:
+    """Yield what is equal for pictures of equal pixels and for no others.
+
+    It is the sha256 of the decoded pixels where two files might show the same: where their sizes agree, and their rows
+    in the cache. Else it is the file's own, which was taken already: hashing millions of pixels takes as long as
+    decoding them.
+    """
+    alike: dict[tuple[int, int, int], set[str]] = defaultdict(set)
+    for item in items:
+        alike[_look(item.picture)].add(item.picture.sha256)
+    known: dict[str, str] = {}
+    for item in items:
+        file = item.picture.sha256
+        if len(alike[_look(item.picture)]) > 1 and file not in known:
+            known[file] = _pixels_or(file, item.source)
+        yield known.get(file, file)
+
+
+def _look(picture: Picture) -> tuple[int, int, int]:
+    return picture.height, picture.width, picture.checksum
+
+
+def _pixels_or(digest: str, file: Path) -> str:
+    try:
+        return pixel_digest(file)
+    except UnusableImage:  # it has gone since it was read
+        return digest
+
+
+def _the_one(twin: Item, item: Item, crossing: list[Leak], left: list[Left]) -> Item:
+    """Return which of two copies stays, with what the other tells of it."""
+    what = "also a guide" if twin.record.split == "guide" else "duplicate"
+    if len({twin.record.split, item.record.split} - {"", "guide"}) == 2:
+        crossing.append(leak_of(EXACT, twin.record, item.record, 1.0))
+        what = "leak"
+        twin, item = sorted((twin, item), key=lambda each: SIDES.index(each.record.split))
+    left.append(Left(twin.record.image_id, item.source, what, f"same pixels as {twin.source}"))
+    return replace(twin, record=_completed(twin.record, item.record))
 
 
 def _two_labels(twin: Item, item: Item, rule: str, left: list[Left]) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import simplejpeg
@@ -40,6 +41,7 @@ SIXTEEN_BIT = 65535
 MOST_BYTES = 1 << 30  # of a file: more would not fit beside others into memory
 STRAY = 64  # bytes between a JPEG's data and its end that cameras leave; more means that the data are damaged
 JPEG_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # Pillow's name -> libjpeg-turbo's
+BASELINE = (0xC0, 0xC1)  # JPEGs of one scan: the strict decoder sees what is missing
 MARKER, PROGRESSIVE, SCAN, END_OF_IMAGE, COEFFICIENTS = 0xFF, 0xC2, 0xDA, 0xD9, 64  # of JPEG
 NEXT_SEGMENT = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)  # stuffed bytes and restarts are no segments
 SRGB = ImageCms.createProfile("sRGB")
@@ -96,8 +98,13 @@ def _decoded(image: Image.Image, data: bytes) -> Decoded:
     notes = [f"first of {frames} frames"] if frames > 1 else []
     facts = {**_facts(image), "bytes": len(data), "frames": frames}
     profile, orientation = image.info.get("icc_profile"), _orientation(image)
-    raster, damage = _raster(image, data)
-    notes += damage
+    strict = None
+    if image.format in ("JPEG", "MPO"):
+        strict, damage = _jpeg(data, JPEG_SPACES.get(image.mode, image.mode))
+        notes += damage
+        if strict is not None and strict.shape[2] == 3 and orientation == 1 and not profile:
+            return Decoded(strict, tuple(notes), facts)  # as most photographs are: nothing is to be done
+    raster = _raster(image, data) if strict is None else _upright(image, strict)
     if orientation > 1:
         notes.append("EXIF orientation applied")
     if (image.format == "PNG" and data[24] == 16) or raster.mode.startswith("I;16"):
@@ -112,21 +119,16 @@ def _decoded(image: Image.Image, data: bytes) -> Decoded:
     return Decoded(np.array(_rgb(raster), dtype=np.uint8), tuple(notes), facts)
 
 
-def _raster(image: Image.Image, data: bytes) -> tuple[Image.Image, list[str]]:
+def _raster(image: Image.Image, data: bytes) -> Image.Image:
     """Decode the pixels, upright, and refuse data that decoders fill up without a word."""
-    notes: list[str] = []
     if image.format == "PNG":
         _check_png(data)
-    if image.format in ("JPEG", "MPO"):
-        pixels, notes = _jpeg(data, JPEG_SPACES.get(image.mode, image.mode))
-        if pixels is not None:
-            return _upright(image, pixels), notes
     if image.format == "GIF":
         image = next(ImageSequence.Iterator(image))
     image.load()
     upright = ImageOps.exif_transpose(image)
     upright.info.pop("icc_profile", None)
-    return upright, notes
+    return upright
 
 
 def _upright(image: Image.Image, pixels: Pixels) -> Image.Image:
@@ -160,6 +162,8 @@ def _check_scans(data: bytes) -> None:
         kind, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
         segment = data[place + 4 : place + 2 + length]
         place += 2 + length
+        if kind in BASELINE:
+            return
         if kind == PROGRESSIVE:
             open_bits = {segment[6 + 3 * each]: [1] * COEFFICIENTS for each in range(segment[5])}
         if kind == SCAN:
@@ -233,7 +237,7 @@ def _facts(image: Image.Image) -> dict[str, str | float]:
     facts |= {"width": image.width, "height": image.height, "quality": "", "camera": "", "taken": ""}
     tables = getattr(image, "quantization", None)
     if tables:
-        facts["quality"] = float(np.mean([np.mean(table) for table in tables.values()]))  # coarser: lower quality
+        facts["quality"] = fmean(fmean(table) for table in tables.values())  # coarser: lower quality
     try:
         exif = image.getexif()
         camera = (str(exif.get(tag, "")).strip("\0 ") for tag in (ExifTags.Base.Make, ExifTags.Base.Model))

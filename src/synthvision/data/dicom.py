@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import re
+import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +19,8 @@ from synthvision.data.unusable import UnusableImage
 MAGIC = b"DICM"  # at byte 128
 BARE = (b"\x02\x00\x00\x00", b"\x08\x00\x00\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08\x00", b"\x08\x00\x16\x00")
 BURNED_IN = "DICOM says that text is burned into the picture"
+SURPLUS = re.compile(r"RLE segment .* (\d+) vs\. (\d+) bytes expected")  # how pydicom says it
+PADDING = 1  # byte at the end of a segment, to an even number; more means that the data are damaged
 MOST_PIXELS = 89_478_485  # of one frame: Pillow's own limit
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings quote tags, and a tag may name a patient
@@ -54,10 +58,7 @@ def decode(data: bytes) -> Frame:
         raise UnusableImage("decompression bomb: more pixels than a picture should have")
     if getattr(dataset.file_meta, "TransferSyntaxUID", None) is None:
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian  # the standard's default
-    try:
-        stored = pixel_array(dataset, index=0)
-    except RuntimeError as error:  # pydicom's word for "no decoder could do it"
-        raise UnusableImage(f"damaged, or compressed in a way that cannot be read: {error}") from error
+    stored = _stored(dataset)
     frames = int(dataset.get("NumberOfFrames") or 1)
     notes = [f"first of {frames} frames"] if frames > 1 else []
     photometric = str(dataset.PhotometricInterpretation)
@@ -78,6 +79,21 @@ def decode(data: bytes) -> Frame:
         "quality": "", "camera": "", "taken": "",
     }  # fmt: skip
     return Frame(pixels, tuple(notes), facts, str(dataset.get("PatientID") or "").strip())
+
+
+def _stored(dataset: pydicom.Dataset) -> NDArray[np.generic]:
+    """Decode the first frame's values; run lengths that give more of them than the frame has are damaged."""
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            stored = pixel_array(dataset, index=0)
+    except RuntimeError as error:  # pydicom's word for "no decoder could do it"
+        raise UnusableImage(f"damaged, or compressed in a way that cannot be read: {error}") from error
+    for warning in said:
+        surplus = SURPLUS.search(str(warning.message))
+        if surplus and int(surplus[1]) - int(surplus[2]) > PADDING:
+            raise UnusableImage("damaged: the RLE data hold more than the picture")
+    return stored
 
 
 def _grey(

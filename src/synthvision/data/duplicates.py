@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthvision.data.cache import THUMB
+from synthvision.data.close_pairs import ALL_PAIRS, BLOCK, HashTables, compare_all
 from synthvision.data.decoding import Pixels
 
 Floats = NDArray[np.floating]
@@ -31,15 +32,8 @@ LOOKED_FOR: tuple[Crop, ...] = (WHOLE, *((0.95, y, x) for y in (0.0, 1.0) for x 
 PLACES = {0.975: 2, 0.95: 3, 0.925: 4, 0.9: 5}  # share that a crop may leave -> places it may have in each direction
 LOW = 6  # frequencies in each direction that describe a picture, without the mean: 35
 SHRINK = 0.05  # share of the mean variance added in each direction: what hardly varies is noise
-CANDIDATE = 0.8  # cosine of descriptions
-ALL_PAIRS = 1000  # pictures up to which all pairs are compared
-TABLES = 8
-SPARE_BITS = 2  # a table has four places per picture
-PROBES = 4  # least certain bits that are also tried the other way round
-NEIGHBOURS = 16  # in one place of a table that a picture is compared with: thousands of copies are not compared all
 POSITIONS = 2  # in which a pair is looked at closely
 PARTNERS = 8  # of a picture that are
-BLOCK = 2048  # pairs at a time, which bounds memory
 BLANK = 1.0  # length, in grey levels, of what a uniform picture has: it resembles nothing
 COARSE, FINE = 16, 32  # sides of the grids in which a crop is looked for, and a pair confirmed
 BAND = (0.7, 2.0)  # pixels of a grid: finer is noise, coarser is lighting and "a dark blob in the middle"
@@ -75,7 +69,7 @@ def near_duplicates(thumbs: Pixels, rows: Indices | None = None) -> Pairs:
         return Pairs(none, none, np.empty(0, dtype=np.float32))
     describe = _Describer(pictures)
     plain = describe(0, WHOLE)
-    find = _compare_all if len(pictures) <= ALL_PAIRS else _Tables(plain).find
+    find = compare_all if len(pictures) <= ALL_PAIRS else HashTables(plain).find
     found = []
     for view, crop in product(range(8), LOOKED_FOR):
         asked = describe(view, crop)
@@ -189,58 +183,6 @@ def _resampling(share: float, place: float, side: int) -> Floats:
     overlap = np.clip(np.minimum(right, pixel + 1) - np.maximum(left, pixel), 0, None)
     rows: Floats = (overlap / overlap.sum(axis=1, keepdims=True)).astype(np.float32)
     return rows
-
-
-def _compare_all(plain: Floats, asked: Floats) -> tuple[Indices, Indices]:
-    first, second = np.nonzero(np.tril(asked @ plain.T, -1) >= CANDIDATE)
-    swapped, other = np.nonzero(np.triu(asked @ plain.T, 1) >= CANDIDATE)
-    return np.concatenate([first, swapped]), np.concatenate([second, other])
-
-
-class _Tables:
-    """Hash tables of descriptions: a place is the signs of some random projections."""
-
-    def __init__(self, plain: Floats) -> None:
-        rng = np.random.default_rng(0)
-        bits = int(np.ceil(np.log2(len(plain)))) + SPARE_BITS
-        self.planes = rng.normal(size=(TABLES, plain.shape[1], bits)).astype(np.float32)
-        self.weights = 1 << np.arange(bits, dtype=np.int64)
-        self.tables = []
-        for planes in self.planes:
-            codes = (plain @ planes > 0) @ self.weights
-            order = np.argsort(codes, kind="stable")
-            self.tables.append((codes[order], order))
-
-    def find(self, plain: Floats, asked: Floats) -> tuple[Indices, Indices]:
-        """Return pairs (asked, plain) of different pictures whose descriptions are close."""
-        found = [self._in_table(number, plain, asked) for number in range(TABLES)]
-        pairs = np.unique(np.concatenate(found), axis=0)
-        return pairs[:, 0], pairs[:, 1]
-
-    def _in_table(self, number: int, plain: Floats, asked: Floats) -> Indices:
-        codes, order = self.tables[number]
-        parts = []
-        for start in range(0, len(asked), BLOCK):
-            projected = asked[start : start + BLOCK] @ self.planes[number]
-            home = (projected > 0) @ self.weights
-            unsure = self.weights[np.argpartition(np.abs(projected), PROBES, axis=1)[:, :PROBES]]  # (B, PROBES)
-            flips = np.array(list(product((0, 1), repeat=PROBES)))
-            places = home[:, None] ^ (unsure @ flips.T)  # (B, 2^PROBES)
-            rows, neighbours = _members(places, codes, order)
-            rows += start
-            close = np.einsum("ij,ij->i", asked[rows], plain[neighbours]) >= CANDIDATE
-            close &= rows != neighbours
-            parts.append(np.stack([rows[close], neighbours[close]], axis=1))
-        return np.concatenate(parts)
-
-
-def _members(places: Indices, codes: Indices, order: Indices) -> tuple[Indices, Indices]:
-    """Return each row beside the pictures in its places, at most NEIGHBOURS of one place."""
-    low = np.searchsorted(codes, places.ravel(), "left")
-    count = np.minimum(np.searchsorted(codes, places.ravel(), "right") - low, NEIGHBOURS)
-    rows = np.repeat(np.arange(len(places)).repeat(places.shape[1]), count)
-    within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-    return rows, order[np.repeat(low, count) + within]
 
 
 def _confirmed(pictures: _Pictures, candidates: Indices) -> Pairs:

@@ -11,6 +11,7 @@ from pathlib import Path
 from synthvision.data.columns import SPLITS, TELLABLE, told
 from synthvision.data.masks import is_mask, mask_of
 from synthvision.data.tables import read_table
+from synthvision.manifest import EXTERNAL, IDENTIFIER
 
 CAPTION = ".txt"
 MASKS = ("{stem}.mask.png", "{stem}_mask.png")  # the names of a mask beside an image, {stem} being the image's
@@ -60,17 +61,19 @@ class FolderSource(Provenance):
     """A folder whose images all have one label.
 
     `pattern` chooses files as `pathlib.Path.glob` does: "*.bmp", or "**/*" with subfolders. Hidden files are left out,
-    and masks are no images: see `masks`. `split` puts all of them on one side, as for an external test set.
+    and masks are no images: see `masks`. `split` puts all of them on one side; `external` makes them, or a part, of the
+    external test set of that name: all are used, none is ever trained on or drawn for another split.
     """
 
     label: str
     folder: str
     pattern: str = "*"
     split: str = ""
+    external: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_split(self.split)
+        _check_side(self.split, self.external)
 
     def read(self) -> list[Found]:
         """Return the folder's files in the order of their names.
@@ -80,7 +83,7 @@ class FolderSource(Provenance):
         """
         files = list(_visible_files(_existing_folder(self.folder, "folder"), self.pattern))
         masks = _masks_of(files, self.masks)
-        known = {**self.known(), "label": self.label, **({"split": self.split} if self.split else {})}
+        known = {**self.known(), "label": self.label, **_side(self.split, self.external)}
         images = [file for file in files if file not in set(masks.values())]
         if not images:
             raise FileNotFoundError(
@@ -97,10 +100,10 @@ class TableSource(Provenance):
     becomes a file name through `image_template` ("{:0>3}.bmp" turns 7 into 007.bmp), relative to `folder`, or to the
     table's own folder. `columns` maps columns of Record (and "mask") to columns of the table; a cell that is not empty
     goes before what the source says of all. `values` maps the table's words to those of a column, e.g.
-    {reference_standard: {histology: biopsy}}.
+    {reference_standard: {histology: biopsy}}. `split` and `external`: see FolderSource.
 
     Raises:
-        ValueError: `columns` names something that a table cannot tell, or `labels` is empty.
+        ValueError: `columns` names something that a table cannot tell, `labels` is empty, or a split is given twice.
     """
 
     file: str
@@ -112,10 +115,13 @@ class TableSource(Provenance):
     columns: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     split: str = ""
+    external: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_split(self.split)
+        _check_side(self.split, self.external)
+        if self.external and "split" in self.columns:
+            raise ValueError(f"external={self.external!r} is a split of its own; remove 'split' from columns")
         allowed = (*TELLABLE, MASK_COLUMN)
         for key, given in (("columns", self.columns), ("values", self.values)):
             unknown = sorted(set(given) - set(allowed))
@@ -153,7 +159,7 @@ class TableSource(Provenance):
 
     def _found(self, row: Mapping[str, str], folder: Path, number: int) -> Found:
         file = folder / self.image_template.format(row[self.image_column])
-        known = {**self.known(), **({"split": self.split} if self.split else {})}
+        known = {**self.known(), **_side(self.split, self.external)}
         try:
             for column, name in self.columns.items():
                 cell = told(column, self.values.get(column, {}).get(row[name], row[name]))
@@ -218,9 +224,17 @@ def _caption(image: Path) -> str:
     return text
 
 
-def _check_split(split: str) -> None:
+def _check_side(split: str, external: str) -> None:
+    if external and split:
+        raise ValueError(f"external={external!r} is a split of its own; remove split={split!r}")
     if split and split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS} or empty; it is {split!r}")
+    if external and not IDENTIFIER.fullmatch(external):
+        raise ValueError(f"external must be a name of letters, digits, '_', '.' and '-'; it is {external!r}")
+
+
+def _side(split: str, external: str) -> dict[str, str]:
+    return {"split": EXTERNAL, "set": external} if external else {"split": split} if split else {}
 
 
 def _masks_of(files: Sequence[Path], patterns: Sequence[str]) -> dict[Path, Path]:

@@ -9,7 +9,8 @@ from itertools import combinations
 from synthvision.data.splits import TIES
 from synthvision.manifest import Manifest, Record
 
-SIDES = ("guide", "test", "val", "train")  # the order in which sides keep their image when a leak is resolved
+# Sides in the order in which they keep their image when a leak is resolved.
+SIDES = ("guide", "external", "test", "val", "train")
 Ties = Mapping[tuple[str, str], float]  # two image_ids -> similarity of their pictures
 EXACT = "exact"
 NEAR = "near"
@@ -31,11 +32,11 @@ class Leak:
 
 
 class LeakError(ValueError):
-    """The same picture or patient lies on two sides of guide / train / validation / test."""
+    """The same picture or patient lies on two sides of guide / train / validation / test / external test sets."""
 
 
 def find_leaks(manifest: Manifest, near: Ties) -> list[Leak]:
-    """Find what ties guide, training, validation and test images together.
+    """Find what ties guide, training, validation, test and external images together.
 
     Args:
         manifest: records without a split are on no side.
@@ -60,7 +61,7 @@ def find_leaks(manifest: Manifest, near: Ties) -> list[Leak]:
 def _copies(on_side: Mapping[str, Record], near: Ties) -> Iterator[Leak]:
     for (one, other), similarity in near.items():
         if one in on_side and other in on_side and on_side[one].split != on_side[other].split:
-            yield _leak(NEAR, on_side[one], on_side[other], round(similarity, 4))
+            yield leak_of(NEAR, on_side[one], on_side[other], round(similarity, 4))
 
 
 def _exact(on_side: Mapping[str, Record]) -> Iterator[Leak]:
@@ -70,7 +71,7 @@ def _exact(on_side: Mapping[str, Record]) -> Iterator[Leak]:
     for same in files.values():
         for one, other in combinations(same, 2):
             if one.split != other.split:
-                yield _leak(EXACT, one, other, 1.0)
+                yield leak_of(EXACT, one, other, 1.0)
 
 
 def _shared(on_side: Mapping[str, Record], column: str) -> Iterator[Leak]:
@@ -80,9 +81,10 @@ def _shared(on_side: Mapping[str, Record], column: str) -> Iterator[Leak]:
             seen.setdefault(value, {}).setdefault(record.split, record)
     for by_side in seen.values():
         for one, other in combinations(by_side.values(), 2):
-            yield _leak(column, one, other, 1.0)
+            yield leak_of(column, one, other, 1.0)
 
 
-def _leak(kind: str, one: Record, other: Record, similarity: float) -> Leak:
+def leak_of(kind: str, one: Record, other: Record, similarity: float) -> Leak:
+    """Return what ties two images on different sides, the one first that stays where it is."""
     first, second = sorted((one, other), key=lambda record: SIDES.index(record.split))
     return Leak(kind, first.image_id, second.image_id, (first.split, second.split), similarity)

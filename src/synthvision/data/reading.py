@@ -6,10 +6,12 @@ worker process with it; the files that were under way are then read one by one u
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -28,13 +30,14 @@ from rich.text import Text
 
 from synthvision.data.cache import THUMB, ImageCache, Picture, Shelf, place_of
 from synthvision.data.decoding import Pixels, decode_file, read_file
-from synthvision.data.images import fit, require_content
+from synthvision.data.images import averaged, central_square, require_content, resized
 from synthvision.data.unusable import UnusableImage
 
 SECONDS = 30.0  # for one file
 CHUNK = 16  # files per message to a worker
 COMMIT = 512  # pictures after which an interrupted run has not to be repeated
 CRASHED = "its decoder crashed or did not end"
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 Job = tuple[int, Path, int]  # index of the file, the file, the row that its picture gets
 
 
@@ -169,10 +172,22 @@ def _context() -> BaseContext:
 
 
 def _start_worker() -> None:
+    _keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who gives out the work
     parent = multiprocessing.parent_process()
     if parent is not None:  # killed outright it tells nobody, and this process would wait for ever
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _keep_memory() -> None:
+    """Have glibc keep up to 64 MiB that were freed: to give them back and be given them again for each picture takes
+    longer than to decode it. Other C libraries are left as they are.
+    """
+    if sys.platform == "linux":
+        library = ctypes.CDLL(None)
+        if hasattr(library, "gnu_get_libc_version"):
+            library.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+            library.mallopt(M_TRIM_THRESHOLD, 64 << 20)
 
 
 def _end_with(sentinel: int) -> None:
@@ -221,28 +236,34 @@ def read_picture(file: Path, row: int, shelf: Shelf) -> Picture:
     return Picture(
         sha256=sha256,
         row=row,
-        pixels=_digest(pixels),
         height=pixels.shape[0],
         width=pixels.shape[1],
         conversions=decoded.conversions,
         facts=dict(decoded.facts),
         patient=patient_hash(decoded.patient, shelf.salt),
-        checksum=shelf.write(row, fit(pixels, shelf.size), thumbnail(pixels)),
+        checksum=shelf.write(row, *fit_and_thumbnail(pixels, shelf.size)),
     )
 
 
-def _digest(pixels: Pixels) -> str:
+def pixel_digest(file: Path) -> str:
+    """Return the sha256 of a file's picture as it is decoded, and of its shape.
+
+    Raises:
+        UnusableImage: the file cannot be read, or its bytes are no complete picture.
+    """
+    pixels = decode_file(read_file(file)).pixels
     digest = hashlib.sha256(repr(pixels.shape).encode())
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
 
-def thumbnail(pixels: Pixels) -> Pixels:
-    """Return the central square in grey, small: uint8 (H, W, 3) -> uint8 (THUMB, THUMB)."""
-    height, width = pixels.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = Image.fromarray(pixels[top : top + side, left : left + side]).convert("L")
-    return np.asarray(
-        square.resize((THUMB, THUMB), Image.Resampling.BOX if side >= THUMB else Image.Resampling.BILINEAR)
-    )
+def fit_and_thumbnail(pixels: Pixels, size: int) -> tuple[Pixels, Pixels]:
+    """Return the central square as `images.fit` does, and small in grey: uint8 (size, size, 3) and (THUMB, THUMB)."""
+    square = central_square(pixels)
+    image = Image.fromarray(square)  # a copy, so it is made once for both
+    few, box = averaged(image, THUMB)
+    how = Image.Resampling.BOX if len(square) >= THUMB else Image.Resampling.BILINEAR
+    thumb = np.asarray(few.convert("L").resize((THUMB, THUMB), how, box=box))
+    if len(square) == size:
+        return np.ascontiguousarray(square), thumb
+    return resized(*((few, box) if size == THUMB else averaged(image, size)), size), thumb

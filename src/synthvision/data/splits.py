@@ -177,6 +177,21 @@ def _explain(missing: Needs, counts: Counts, groups: Sequence[Group], sides: Map
         for (label, part), number in sorted(missing.items())
     ]
     bound = sum(bool(side) for side in sides.values())
+    few = [label for label in sorted({label for label, _ in missing}) if _owners(groups, label) < _parts(counts, label)]
+    single = "".join(
+        f". {label!r} has images of {owners} patient{'s' * (owners != 1)} for {_parts(counts, label)} splits, "
+        "and cannot be both learnt and judged: leave it out of disease.classes, or join it to another by 'labels'"
+        for label in few
+        for owners in [_owners(groups, label)]
+    )
     held = f". {bound} images have a split already, by their source or by an earlier run, and keep it" if bound else ""
     remedy = "Add images or lower the counts; patients are kept whole"
-    return f"counts cannot be reached: {'; '.join(lines)}{held}. {remedy}"
+    return f"counts cannot be reached: {'; '.join(lines)}{single}{held}. {remedy}"
+
+
+def _owners(groups: Sequence[Group], label: str) -> int:
+    return sum(any(record.label == label for record in group) for group in groups)
+
+
+def _parts(counts: Counts, label: str) -> int:
+    return sum(number > 0 for number in counts[label].values())
