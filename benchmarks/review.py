@@ -70,11 +70,11 @@ def main(decisions: int, side: int) -> None:
     """Print the median and the 95th percentile in milliseconds."""
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "decisions.sqlite") as store:
         root = Path(folder)
-        policy = PhysicianPolicy(1000, [100, 150], 1, [], "majority", 0.0, 0.05, 0, 0.95, 0.01)
+        policy = PhysicianPolicy(1000, [100, 150], 1, [], "majority", "this", 0.0, 0.05, 0, 0.95, 0.01)
         guides = drawn(root, 10, side, "real", split="guide", caption="guide")
         candidates = drawn(root, IMAGES, side, "synthetic", prompt="spots")
         nothing = guides.where(split="val")
-        material = Material(candidates, guides, nothing, policy, REJECT_REASONS, "sks", "benchmark")
+        material = Material(candidates, guides, nothing, policy, REJECT_REASONS, "sks", "benchmark", nothing)
         checks = {record.sha256: Finding(0.1, guides.records[0].image_id, "") for record in candidates}
         config = settings(application(Desk(material, store, checks), Address("127.0.0.1", 0, [])))
         config.port = 0

@@ -21,8 +21,8 @@ from synthvision.review.store import Event, Store
 from synthvision.study import REJECT_REASONS
 
 POLICY = PhysicianPolicy(
-    accept=100, per_set=None, reads=1, readers=[], rule="majority", salt=0, repeats=0, seed=0, max_similarity=0.95,
-    min_change=0.01,
+    accept=100, per_set=None, reads=1, readers=[], rule="majority", rounds="alike", salt=0, repeats=0, seed=0,
+    max_similarity=0.95, min_change=0.01,
 )  # fmt: skip
 
 
@@ -50,6 +50,7 @@ def material(root: Path, number: int = 12, real: int = 6, **policy: object) -> M
         REJECT_REASONS,
         "sks",
         "Spots & <others>",
+        Manifest((), root),
     )
 
 

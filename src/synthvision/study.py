@@ -232,6 +232,8 @@ class Study:
             self._check_candidates()
 
     def _check_candidates(self) -> None:
+        if isinstance(self.review, PhysicianPolicy):  # other rounds add to what one gives, and fewer may be used
+            return
         file, count = self.generate.prompts, self.generate.candidates
         if file:
             rows = read_prompts(file, self.disease.attributes)

@@ -17,6 +17,7 @@ from synthvision.review.sheet import SHEET, read_sheet, write_sheet
 from synthvision.review.store import Store
 from synthvision.stages.context import MANIFEST
 from synthvision.stages.review import heads, store_file
+from synthvision.stages.rounds import other_rounds
 from synthvision.study import Study
 
 ACTIONS = ("page", "export", "import", "verify")
@@ -68,7 +69,10 @@ def read(session: Session, study: Study, before: Mapping[str, Path], say: Callab
         copies = len(candidates) - len(undecided(candidates))
         if copies:
             say(f"{copies} candidates are copies of guides and not shown; see nearest_pairs.png beside them")
-        desk = _desk(study, undecided(candidates), before, store)
+        others = other_rounds(study, before["generate"], store.current())
+        if len(others):
+            say(f"{len(others)} images that were decided on in other rounds of generation count too and are not shown")
+        desk = _desk(study, undecided(candidates), others, before, store)
         folder = Path(session.folder)
         if session.action == "export":
             number = write_sheet(folder, desk, session.reader)
@@ -79,7 +83,7 @@ def read(session: Session, study: Study, before: Mapping[str, Path], say: Callab
             serve(desk, Address(session.host, session.port, session.names), say)
 
 
-def _desk(study: Study, candidates: Manifest, before: Mapping[str, Path], store: Store) -> Desk:
+def _desk(study: Study, candidates: Manifest, others: Manifest, before: Mapping[str, Path], store: Store) -> Desk:
     policy, disease = study.review, study.disease
     assert isinstance(policy, PhysicianPolicy)  # pipeline.py reads under no other policy
     real = Manifest.read(before["prepare"] / MANIFEST, study.folder)
@@ -92,6 +96,7 @@ def _desk(study: Study, candidates: Manifest, before: Mapping[str, Path], store:
         reasons=disease.reject_reasons,
         identifier=disease.subject.identifier,
         title=f"{disease.name}: {disease.positive}",
+        others=others,
     )
     shown = material.candidates + Manifest(tuple(material.salted()), study.folder)
     checks = findings(shown, guides, real, policy, study.dataset.size, store_file(study).parent)
