@@ -6,9 +6,12 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from reviews import vote
 from test_pipeline import finished, folder_of, run, runs_of, start
 
 from synthvision.manifest import Manifest
+from synthvision.review.queue import Item
+from synthvision.review.store import Store
 from synthvision.stages.reading import Session
 
 PHYSICIAN = ("review=physician", "stage=classify")
@@ -49,6 +52,23 @@ def test_a_waiting_study_has_a_finished_run_and_no_classifier(waiting: Path) -> 
     assert "24 decisions are missing" in runs[0].data.tags["waits_for"]
 
 
+def a_second_round_adds_to_the_first(folder: Path, database: Path, first: Manifest) -> None:
+    """Other prompts, six images, three of them accepted: the classifier learns from them and from the first round's."""
+    prompts = folder / "prompts.yaml"
+    prompts.write_text("- {prompt: photo of three small sks papules, variants: 6}\n")
+    second = (*PHYSICIAN, f"generate.prompts={prompts}")
+    output = run(folder, *second)
+    assert "the study waits for its readers: 6 decisions are missing: 6 decisions on 6 of 6 images" in output
+    with Store(database) as store:
+        for number, record in enumerate(Manifest.read(folder_of(folder, "generate") / "manifest.csv", first.root)):
+            item = Item(f"token {number}", record, "candidate", "read", record.set, record.prompt)
+            store.add(vote(item, "ada", "accept" if number < 3 else "reject"))
+    run(folder, *second, "review.accept=30")
+    training = Manifest.read(folder_of(folder, "classify") / "training.csv", first.root).where(origin="synthetic")
+    assert set(first.column("sha256")) < set(training.column("sha256"))
+    assert len(training.where(prompt="photo of three small sks papules")) == 3
+
+
 def test_it_goes_on_with_what_was_decided_and_notices_what_was_altered(waiting: Path) -> None:
     output = read_by(waiting, "ada", 14)
     assert "27 new decisions of ada" in output
@@ -78,6 +98,7 @@ def test_it_goes_on_with_what_was_decided_and_notices_what_was_altered(waiting: 
     assert "27 decisions and undos, chain unbroken" in run(waiting, "stage=review", "stage.action=verify")
 
     database = waiting / "studies" / "phantom" / "decisions" / "decisions.sqlite"
+    a_second_round_adds_to_the_first(waiting, database, accepted)
     with sqlite3.connect(database) as db:
         db.executescript("drop trigger events_stay; update events set verdict = 'unsure' where seq = 3;")
     db.close()

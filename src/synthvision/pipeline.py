@@ -105,7 +105,7 @@ def _classify_config(study: Study) -> Mapping[str, Any]:
 def _review_config(study: Study) -> Mapping[str, Any]:
     if not isinstance(study.review, PhysicianPolicy):
         return _of("review")(study)
-    return {**_of("review")(study), "decisions": decisions_digest(study), "rounds": rounds_digest(study)}
+    return {**_of("review")(study), "decisions": decisions_digest(study), "rounds": rounds_digest(study.folder)}
 
 
 def _predict_config(study: Study) -> Mapping[str, Any]:

@@ -69,7 +69,7 @@ def read(session: Session, study: Study, before: Mapping[str, Path], say: Callab
         copies = len(candidates) - len(undecided(candidates))
         if copies:
             say(f"{copies} candidates are copies of guides and not shown; see nearest_pairs.png beside them")
-        others = other_rounds(study, before["generate"], store.current())
+        others = other_rounds(study.folder, before["generate"], store.current(), _policy(study))
         if len(others):
             say(f"{len(others)} images that were decided on in other rounds of generation count too and are not shown")
         desk = _desk(study, undecided(candidates), others, before, store)
@@ -84,8 +84,7 @@ def read(session: Session, study: Study, before: Mapping[str, Path], say: Callab
 
 
 def _desk(study: Study, candidates: Manifest, others: Manifest, before: Mapping[str, Path], store: Store) -> Desk:
-    policy, disease = study.review, study.disease
-    assert isinstance(policy, PhysicianPolicy)  # pipeline.py reads under no other policy
+    policy, disease = _policy(study), study.disease
     real = Manifest.read(before["prepare"] / MANIFEST, study.folder)
     guides = real.where(split="guide")
     material = Material(
@@ -101,3 +100,8 @@ def _desk(study: Study, candidates: Manifest, others: Manifest, before: Mapping[
     shown = material.candidates + Manifest(tuple(material.salted()), study.folder)
     checks = findings(shown, guides, real, policy, study.dataset.size, store_file(study).parent)
     return Desk(material, store, checks)
+
+
+def _policy(study: Study) -> PhysicianPolicy:
+    assert isinstance(study.review, PhysicianPolicy)  # pipeline.py reads under no other policy
+    return study.review

@@ -47,7 +47,7 @@ def _by_physicians(given: Context, policy: PhysicianPolicy) -> Result:
     with Store(store_file(given.study)) as store:
         head = store.verify(heads(given.study))
         current = store.current()
-    others = other_rounds(given.study, given.before["generate"], current)
+    others = other_rounds(given.study.folder, given.before["generate"], current, policy)
     decided = export(given.manifest("generate") + others, current, policy)
     decided.write(given.out / MANIFEST)
     shown = _of_these(current, decided)

@@ -18,51 +18,50 @@ from synthvision.review.export import complete
 from synthvision.review.policy import PhysicianPolicy
 from synthvision.review.store import Event, Key
 from synthvision.stages.context import MANIFEST
-from synthvision.study import Study
 
 
-def other_rounds(study: Study, generate: Path, current: Mapping[Key, Event]) -> Manifest:
+def other_rounds(root: Path, generate: Path, current: Mapping[Key, Event], policy: PhysicianPolicy) -> Manifest:
     """Return the candidates of other rounds on which no decision is missing; none unless the policy wants them.
 
     What comes again in this round, byte for byte or made with the same draws and settings, is left to this round.
 
     Args:
-        study: whose rounds, and the policy that says when an image is decided on.
+        root: the study's folder.
         generate: folder of this round.
         current: the decisions that hold.
+        policy: whether other rounds count, and when an image is decided on.
 
     Raises:
         ValueError: a round cannot be read; the message names its folder and the remedy.
     """
-    policy = study.review
-    if not isinstance(policy, PhysicianPolicy) or policy.rounds == "this":
-        return Manifest((), study.folder)
-    mine = list(Manifest.read(generate / MANIFEST, study.folder))
+    if policy.rounds == "this":
+        return Manifest((), root)
+    mine = list(Manifest.read(generate / MANIFEST, root))
     names, known = {record.image_id for record in mine}, {key for record in mine for key in _identities(record)}
     found = []
-    for folder in _alike(study, generate):
-        for record in complete(_read(folder, study.folder), current, policy):
+    for folder in _alike(root, generate):
+        for record in complete(_read(folder, root), current, policy):
             if known.isdisjoint(_identities(record)):
                 other = f"{record.image_id}-{record.sha256[:8]}"  # the same draws with other settings
                 found.append(replace(record, image_id=other) if record.image_id in names else record)
                 names.add(record.image_id)
                 known.update(_identities(record))
-    return Manifest(tuple(found), study.folder)
+    return Manifest(tuple(found), root)
 
 
-def rounds_digest(study: Study) -> str:
+def rounds_digest(root: Path) -> str:
     """Return a digest of all finished rounds: a new one, or one that was removed, makes a new review."""
-    return artifact.digest_of([record.output for _, record in _finished(study, "generate")])
+    return artifact.digest_of([record.output for _, record in _finished(root, "generate")])
 
 
 def _identities(record: Record) -> set[str]:
     return {record.sha256, f"{record.image_id} {record.settings}"}
 
 
-def _alike(study: Study, generate: Path) -> list[Path]:
+def _alike(root: Path, generate: Path) -> list[Path]:
     """Return the folders of the other rounds that differ from this one in prompts, numbers and draws at most."""
-    recipes = {record.output: _recipe(record) for _, record in _finished(study, "dreambooth")}
-    rounds = dict(_finished(study, "generate"))
+    recipes = {record.output: _recipe(record) for _, record in _finished(root, "dreambooth")}
+    rounds = dict(_finished(root, "generate"))
     mine = rounds.pop(generate)
 
     def alike(other: artifact.StageRecord) -> bool:
@@ -83,8 +82,8 @@ def _recipe(record: artifact.StageRecord) -> Mapping[str, Any]:
     return {key: record.config[key] for key in ("dreambooth", "weights")}
 
 
-def _finished(study: Study, stage: str) -> Iterator[tuple[Path, artifact.StageRecord]]:
-    for folder in sorted((study.folder / stage).glob("*/")):
+def _finished(root: Path, stage: str) -> Iterator[tuple[Path, artifact.StageRecord]]:
+    for folder in sorted((root / stage).glob("*/")):
         record = artifact.finished(folder)
         if record is not None:
             yield folder, record
