@@ -18,7 +18,7 @@ from threading import Thread
 
 import numpy as np
 import uvicorn
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 from rich.progress import track
 
 from synthvision.artifact import sha256_file
@@ -107,7 +107,7 @@ def _press(url: str, decisions: int) -> dict[str, list[float]]:
             for key in ("a" if number % 3 else "5", "x"):
                 page.keyboard.press(key)
                 time.sleep(PAUSE)
-        page.wait_for_function("document.getElementById('saved').textContent === 'All saved'")
+        expect(page.locator("#saved")).to_have_text("All saved", timeout=60_000)
         found: dict[str, list[float]] = page.evaluate("({ decision: latencies, 'a key that does nothing': idle })")
         browser.close()
     return found

@@ -26,13 +26,13 @@ POLICY = PhysicianPolicy(
 )  # fmt: skip
 
 
-def drawn(root: Path, prefix: str, number: int, seed: int, **values: str) -> Manifest:
+def drawn(root: Path, prefix: str, number: int, seed: int, side: int = 24, **values: str) -> Manifest:
     """Draw images of noise around a tone; every second one of set "b"."""
     records = []
     for index in range(number):
         rng = np.random.default_rng([seed, index])
         name = f"{prefix}-{index}"
-        image = rng.normal(rng.uniform(90, 200), 20, (24, 24, 3)).clip(0, 255).astype(np.uint8)
+        image = rng.normal(rng.uniform(90, 200), 20, (side, side, 3)).clip(0, 255).astype(np.uint8)
         write_png(root / f"{name}.png", image, {"Origin": prefix})
         fixed = {"set": "ab"[index % 2], "prompt": f"photo of {['few', 'many'][index % 2]} sks spots"}
         digest = sha256_file(root / f"{name}.png")

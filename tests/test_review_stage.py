@@ -3,16 +3,17 @@
 import csv
 import json
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from reviews import vote
+from reviews import drawn, material, vote
 from test_pipeline import finished, folder_of, run, runs_of, start
 
 from synthvision.manifest import Manifest
 from synthvision.review.queue import Item
 from synthvision.review.store import Store
-from synthvision.stages.reading import Session
+from synthvision.stages.reading import Session, _tell_if_sizes_tell
 
 PHYSICIAN = ("review=physician", "stage=classify")
 
@@ -121,3 +122,12 @@ def test_it_goes_on_with_what_was_decided_and_notices_what_was_altered(waiting: 
 def test_a_session_names_its_key(values: dict[str, str], key: str) -> None:
     with pytest.raises(ValueError, match=key):
         Session(**values)  # type: ignore[arg-type]
+
+
+def test_real_images_of_another_size_are_said_to_tell_themselves(tmp_path: Path) -> None:
+    given, told = material(tmp_path, 4, 2, salt=0.5), []
+    _tell_if_sizes_tell(given, told.append)
+    assert told == []
+    larger = drawn(tmp_path, "larger", 2, 3, side=48, origin="real", split="val")
+    _tell_if_sizes_tell(replace(given, real=larger), told.append)
+    assert "candidates are 24 pixels wide and the real images among them 48" in told[0]

@@ -191,6 +191,19 @@ def test_every_byte_of_a_decision_is_under_the_chain(file: Path, tmp_path: Path)
             each.unlink()
 
 
+def test_every_byte_of_the_table_s_names_is_looked_at(file: Path, tmp_path: Path) -> None:
+    """A column of another name, or a trigger that lets rows be removed, is not the store that was made."""
+    data = file.read_bytes()
+    start = data.index(b"CREATE TABLE events")
+    for place in range(start, data.index(b"hash not null", start), 5):
+        altered = tmp_path / "altered.sqlite"
+        altered.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises((ChainError, ValueError)):
+            content(altered)
+        for each in tmp_path.glob("altered*"):
+            each.unlink()
+
+
 def test_rows_cannot_be_changed_or_removed_through_sql(file: Path) -> None:
     with sqlite3.connect(file) as db:
         replaced = "insert or replace into events select * from events"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from synthvision.data.images import decode, read_file
 from synthvision.manifest import Manifest
 from synthvision.review.desk import Desk
 from synthvision.review.export import undecided
@@ -73,6 +74,7 @@ def read(session: Session, study: Study, before: Mapping[str, Path], say: Callab
         if len(others):
             say(f"{len(others)} images that were decided on in other rounds of generation count too and are not shown")
         desk = _desk(study, undecided(candidates), others, before, store)
+        _tell_if_sizes_tell(desk.material, say)
         folder = Path(session.folder)
         if session.action == "export":
             number = write_sheet(folder, desk, session.reader)
@@ -100,6 +102,17 @@ def _desk(study: Study, candidates: Manifest, others: Manifest, before: Mapping[
     shown = material.candidates + Manifest(tuple(material.salted()), study.folder)
     checks = findings(shown, guides, real, policy, study.dataset.size, store_file(study).parent)
     return Desk(material, store, checks)
+
+
+def _tell_if_sizes_tell(material: Material, say: Callable[[str], None]) -> None:
+    """Say so where the real images among the candidates have another size: readers may see which are which."""
+    shown = [material.candidates.records[0], *material.salted()[:1]]
+    widths = [decode(read_file(material.candidates.file(record))).shape[1] for record in shown]
+    if len(set(widths)) > 1:
+        say(
+            f"candidates are {widths[0]} pixels wide and the real images among them {widths[1]}: readers may tell them "
+            "by that; use one size (dataset.size, generate.resolution), or set review.salt=0"
+        )
 
 
 def _policy(study: Study) -> PhysicianPolicy:
