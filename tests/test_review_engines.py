@@ -82,7 +82,7 @@ def test_a_session_by_keyboard(engine: Engine, tmp_path: Path) -> None:
     saved(engine, 18)
     assert engine.read("[$('#reader').innerText, $('#welcome').open]") == ["Dr Ada", False]
     server.send_signal(signal.SIGINT)
-    server.communicate(timeout=30)
+    server.communicate(timeout=120)
     assert server.returncode == 0
 
     with Store(tmp_path / "decisions" / "decisions.sqlite") as store:
