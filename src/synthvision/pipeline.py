@@ -35,6 +35,7 @@ from synthvision.stages.pretrain import run_pretrain
 from synthvision.stages.reading import Session, read
 from synthvision.stages.report import run_report
 from synthvision.stages.review import check_decided, decisions_digest, run_review
+from synthvision.stages.rounds import rounds_digest
 from synthvision.stages.superres import run_superres
 from synthvision.study import Study
 from synthvision.tracking import Run, Store, TrackingConfig, open_store
@@ -103,8 +104,9 @@ def _classify_config(study: Study) -> Mapping[str, Any]:
 
 
 def _review_config(study: Study) -> Mapping[str, Any]:
-    decisions = {"decisions": decisions_digest(study)} if isinstance(study.review, PhysicianPolicy) else {}
-    return {**_of("review")(study), **decisions}
+    if not isinstance(study.review, PhysicianPolicy):
+        return _of("review")(study)
+    return {**_of("review")(study), "decisions": decisions_digest(study), "rounds": rounds_digest(study.folder)}
 
 
 def _predict_config(study: Study) -> Mapping[str, Any]:

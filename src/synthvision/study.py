@@ -317,6 +317,8 @@ class Study:
         return self.disease.positive if name == "real" else name
 
     def _check_candidates(self) -> None:
+        if isinstance(self.review, PhysicianPolicy):  # other rounds add to what one gives, and fewer may be used
+            return
         file, count = self.generate.prompts, self.generate.candidates
         if file:
             rows = read_prompts(file, self.disease.attributes)
