@@ -198,8 +198,13 @@ class DreamBooth(Sendable):
         losses = objective.dreambooth_loss(prediction, asked.target, guides, config.prior_weight, weights, drawn.cells)
         values = torch.stack((losses.total, losses.instance, losses.prior)).detach()
         self.losses[step] = self.trainer.strategy.reduce(values, reduce_op="mean")
-        self.log_dict(dict(zip((f"train/{name}_loss" for name in LOSSES), self.losses[step], strict=True)))
+        if self._is_logged(step):
+            self.log_dict(dict(zip((f"train/{name}_loss" for name in LOSSES), self.losses[step], strict=True)))
         return losses.total
+
+    def _is_logged(self, step: int) -> bool:
+        """Tell whether Lightning writes a step's values: to hand it the others as well is a tenth of a small step."""
+        return (step + 1) % self.trainer.log_every_n_steps == 0
 
     def draw(self, step: int) -> Batch:
         """Return this process's share of a step's batch; the batch itself does not depend on how many share it."""
@@ -265,7 +270,9 @@ class DreamBooth(Sendable):
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Bound the gradient's norm over all that is trained. Lightning's own way refuses fused optimisers in bf16."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self.log("train/gradient_norm", clip(parameters, CLIP_NORM))
+        norm = clip(parameters, CLIP_NORM)
+        if self._is_logged(self.global_step):
+            self.log("train/gradient_norm", norm)
 
     def optimizer_step(self, *given: Any, **named: Any) -> None:
         """Step, then average. Here and not when the batch ends: the checkpoint may be written before that."""
