@@ -163,6 +163,8 @@ def test_the_weights_that_ship_were_made_with_the_config_that_ships(weights: str
         ("dataset.counts.normal.val=0", r"dataset\.counts\.normal\.val must be at least 1"),
         ("generate.candidates=499", r"generate\.candidates=499 must be at least review\.accept=500"),
         ("generate.prompts=/no/such.yaml", r"generate\.prompts: there is no file"),
+        ("generate.safety_checker=/no/such", r"generate\.safety_checker: there is no model in /no/such"),
+        ("memorisation.encoder=/no/such", r"memorisation\.encoder: there is no model in /no/such"),
     ],
 )
 def test_what_would_fail_late_is_refused_at_once(change: str, message: str) -> None:

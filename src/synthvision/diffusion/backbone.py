@@ -98,12 +98,17 @@ class Backbone:
     def __post_init__(self) -> None:
         self.vae.requires_grad_(False).eval()
         self.lay_out(torch.channels_last)
+        self.check_side(self.config.resolution, "backbone.resolution")
+
+    def check_side(self, side: int, key: str) -> None:
+        """Refuse a side of images, in pixels, that autoencoder and UNet cannot halve as often as they do.
+
+        Raises:
+            ValueError: the message names `key`.
+        """
         multiple = self.vae_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
-        if self.config.resolution % multiple:
-            raise ValueError(
-                f"backbone.resolution must be a multiple of {multiple} for {self.config.source}; "
-                f"it is {self.config.resolution}"
-            )
+        if side % multiple:
+            raise ValueError(f"{key} must be a multiple of {multiple} for {self.config.source}; it is {side}")
 
     @property
     def vae_factor(self) -> int:
