@@ -1,10 +1,12 @@
 """How fast is DreamBooth, beside diffusers' own train_dreambooth.py, and in how much memory?
 
-    python benchmarks/dreambooth.py /path/to/diffusers/examples/dreambooth/train_dreambooth.py [--steps 100] [--turns 3]
+    python benchmarks/dreambooth.py /path/to/train_dreambooth.py [--steps 100] [--turns 3]
 
-The same weights, guides, class images, prompts, batch, resolution, precision, optimizer and rate, each run in a process of its
-own, in turns, so that a machine that slows down slows both. Timed by `stopwatch.py`, after the first step. The peer is
-given by path; it gets its own cache of embeddings (`--pre_compute_text_embeddings`) where the text encoder rests.
+The same weights, guides, class images, prompts, batch, resolution, precision, optimizer and rate, each run in a process
+of its own, in turns, so that a machine that slows down slows both. Timed by `stopwatch.py`, after the first step. The
+peer (examples/dreambooth in diffusers' repository) is given by path; it gets its own cache of embeddings
+(`--pre_compute_text_embeddings`) where the text encoder rests. On a machine that others use, images per second of the
+processor say more than images per second.
 """
 
 from __future__ import annotations

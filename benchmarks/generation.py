@@ -2,9 +2,9 @@
 
     python benchmarks/generation.py [--images 32] [--turns 3]
 
-The same weights, prompts, scheduler (DPM-Solver++ 2M), steps, guidance, resolution, precision and number of images at once; each
-ends with PNG files on disk. The loop is what diffusers' pages show: `pipe(prompts, num_inference_steps=...)`, a batch at
-a time, `image.save`. In turns, after one batch of either that is not timed.
+The same weights, prompts, scheduler (DPM-Solver++ 2M), steps, guidance, resolution, precision and number of images at
+once; each ends with PNG files on disk. The loop is what diffusers' pages show: `pipe(prompts, ...)`, a batch at a time,
+then `image.save`. In turns, after one batch of either that is not timed.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from dreambooth import machine
 from models import write
 
 from synthvision.diffusion import backbone
-from synthvision.diffusion.backbone import Backbone, BackboneConfig
+from synthvision.diffusion.backbone import PACKAGE_WEIGHTS, Backbone, BackboneConfig
 from synthvision.diffusion.generate import generate
 from synthvision.diffusion.plan import GenerationConfig
 from synthvision.diffusion.prompts import Prompt
@@ -30,7 +31,16 @@ from synthvision.training import best_device
 
 OURS, PEER = "synthvision", "plain pipeline"
 TEXT, NEGATIVE = "photo of skin, sks papules", "blurred"
-COLUMNS = ("case", "way", "images/s", "all turns", "times the pipeline", "images/CPU s", "times the pipeline", "peak GB")
+COLUMNS = (
+    "case",
+    "way",
+    "images/s",
+    "all turns",
+    "times the pipeline",
+    "images/CPU s",
+    "times the pipeline",
+    "peak GB",
+)
 HEADER = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
 
@@ -69,7 +79,9 @@ def ours(case: Case) -> Callable[[int, Path], object]:
 
 def plain(case: Case) -> Callable[[int, Path], object]:
     """Return what makes so many images with the stock pipeline."""
-    pipeline = load(case).pipeline()
+    stock = {"sd": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}[case.family]
+    pipeline = stock.from_pretrained(case.weights, torch_dtype=case.dtype).to(best_device())
+    pipeline.scheduler = load(case).sampler()
     pipeline.set_progress_bar_config(disable=True)
 
     def paint(count: int, folder: Path) -> object:
@@ -135,13 +147,15 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_flush_denormal(True)  # for both
     print(f"{machine()}\n\n{HEADER}")
+    tiny = PACKAGE_WEIGHTS / "tiny"
     with tempfile.TemporaryDirectory() as folder:
         narrow = str(write("sd15", Path(folder) / "sd15", narrower=8))
-        for case in (
-            Case("tiny, 64 px, 10 steps, no guidance, 16 at once", "package:tiny", "sd", 64, 10, 1.0, 16, given.images),
-            Case("tiny, 64 px, 20 steps, guidance 7.5, 8 at once", "package:tiny", "sd", 64, 20, 7.5, 8, given.images),
-            Case("SD1.5 / 8, 64 px, 20 steps, guidance 7.5, 8 at once", narrow, "sd", 64, 20, 7.5, 8, given.images),
+        for name, weights, steps, guidance, batch in (
+            ("tiny, 64 px, 10 steps, no guidance, 16 at once", str(tiny), 10, 1.0, 16),
+            ("tiny, 64 px, 20 steps, guidance 7.5, 8 at once", str(tiny), 20, 7.5, 8),
+            ("SD1.5 / 8, 64 px, 20 steps, guidance 7.5, 8 at once", narrow, 20, 7.5, 8),
         ):
+            case = Case(name, weights, "sd", 64, steps, guidance, batch, given.images)
             for row in table(case, compare(case, given.turns)):
                 print(row, flush=True)
 

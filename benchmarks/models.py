@@ -1,7 +1,8 @@
 """Write Stable Diffusion 1.5 and SDXL with random weights: the real shapes, or the same made narrower.
 
-Speed and memory depend on shapes, not on what was learnt; nothing has to be downloaded. Shapes are those of the published
-configs. The tokenizer is the tiny backbone's, whose words are fewer; the text encoders' tables have their real size.
+Speed and memory depend on shapes, not on what was learnt; nothing has to be downloaded. Shapes are those of the
+published configs. The tokenizer is the tiny backbone's, whose words are fewer; the text encoders' tables have their
+real size.
 """
 
 from __future__ import annotations

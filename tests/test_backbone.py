@@ -102,7 +102,7 @@ def test_a_saved_folder_opens_as_a_pipeline_and_loads_again(kind, folder, tmp_pa
 
 
 def test_no_watermark_is_put_in_though_its_package_is_there(backbone, monkeypatch):
-    """Trap 11: diffusers marks SDXL's images unasked, and so synthetic ones alone: a perfect shortcut to their class."""
+    """Trap 11: diffusers marks SDXL's images unasked, and so synthetic ones alone: a perfect shortcut."""
     stock = importlib.import_module("diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl")
     monkeypatch.setattr(stock, "is_invisible_watermark_available", lambda: True)
     monkeypatch.setattr(stock, "StableDiffusionXLWatermarker", lambda: "a watermark", raising=False)

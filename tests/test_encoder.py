@@ -20,7 +20,9 @@ VISION = CLIPVisionConfig(**SMALL, image_size=SIDE, patch_size=8, projection_dim
 def checker(folder: Path, strict: bool) -> str:
     """Write a checker that flags everything, or nothing."""
     torch.manual_seed(0)
-    model = StableDiffusionSafetyChecker(CLIPConfig(text_config=CLIPTextConfig(**SMALL), vision_config=VISION, projection_dim=8))
+    model = StableDiffusionSafetyChecker(
+        CLIPConfig(text_config=CLIPTextConfig(**SMALL), vision_config=VISION, projection_dim=8)
+    )
     for weights in (model.concept_embeds_weights, model.special_care_embeds_weights):
         weights.data.fill_(-2.0 if strict else 2.0)  # cosines are compared with them
     model.save_pretrained(folder)

@@ -9,13 +9,14 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DDPMScheduler,
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     StableDiffusionPipeline,
@@ -85,15 +86,69 @@ class Latents:
 
 
 @dataclass(frozen=True)
-class Backbone:
+class Parts:
+    """What all latent diffusion models are made of, and how they are kept."""
+
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    scheduler_config: dict[str, Any]
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """All networks."""
+        return self.vae, self.unet
+
+    @property
+    def prediction_type(self) -> str:
+        """What the UNet predicts: "epsilon" or "v_prediction"."""
+        return str(self.scheduler_config.get("prediction_type", "epsilon"))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet lies."""
+        return torch.device(self.unet.device)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move all parts to a device, in place, and return self."""
+        for module in self.modules:
+            module.to(device)
+        return self
+
+    def alphas_cumprod(self) -> Tensor:
+        """Return the cumulative alphas of the latents' noise: float32 (timesteps,), on the CPU."""
+        return alphas_of(self.scheduler_config)
+
+    def pipeline(self, scheduler: Any = None) -> DiffusionPipeline:
+        """Return a diffusers pipeline that shares these parts; without a scheduler, it gets `sampler()`."""
+        raise NotImplementedError
+
+    def lay_out(self, memory_format: torch.memory_format) -> None:
+        """Order weights in memory, in place: convolutions run faster channels-last, on the CPU and on the GPU."""
+        self.unet.to(memory_format=memory_format)
+        self.vae.to(memory_format=memory_format)
+
+    def save(self, folder: Path) -> None:
+        """Write a diffusers folder of safetensors; whole or not at all. An older folder of that name is replaced."""
+        try:
+            self.lay_out(torch.contiguous_format)  # safetensors stores no other
+            replace_folder(folder, lambda partial: self.pipeline().save_pretrained(partial, safe_serialization=True))
+        finally:
+            self.lay_out(torch.channels_last)
+
+
+def alphas_of(schedule: Mapping[str, Any]) -> Tensor:
+    """Return the cumulative alphas of a noise schedule: float32 (timesteps,), on the CPU."""
+    alphas: Tensor = DDPMScheduler.from_config(dict(schedule)).alphas_cumprod
+    return alphas
+
+
+@dataclass(frozen=True)
+class Backbone(Parts):
     """The parts of a latent diffusion model. The dataclass is frozen; its modules are trained in place."""
 
     config: BackboneConfig
-    vae: AutoencoderKL
-    unet: UNet2DConditionModel
     text_encoders: tuple[nn.Module, ...]  # one; SDXL: two
     tokenizers: tuple[CLIPTokenizer, ...]
-    scheduler_config: dict[str, Any]
 
     def __post_init__(self) -> None:
         self.vae.requires_grad_(False).eval()
@@ -122,25 +177,9 @@ class Backbone:
         return int(self.vae.config.latent_channels), side, side
 
     @property
-    def prediction_type(self) -> str:
-        """What the UNet predicts: "epsilon" or "v_prediction"."""
-        return str(self.scheduler_config.get("prediction_type", "epsilon"))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the UNet lies."""
-        return torch.device(self.unet.device)
-
-    def to(self, device: torch.device | str) -> Backbone:
-        """Move all parts to a device, in place, and return self."""
-        for module in (self.vae, self.unet, *self.text_encoders):
-            module.to(device)
-        return self
-
-    def alphas_cumprod(self) -> Tensor:
-        """Return the noise schedule's cumulative alphas: float32 (timesteps,), on the CPU."""
-        alphas: Tensor = DDPMScheduler.from_config(self.scheduler_config).alphas_cumprod
-        return alphas
+    def modules(self) -> tuple[nn.Module, ...]:
+        """All networks."""
+        return self.vae, self.unet, *self.text_encoders
 
     def sampler(self, kind: str = DPM) -> Any:
         """Return a fresh scheduler for this model's noise schedule: one of SCHEDULERS."""
@@ -247,19 +286,6 @@ class Backbone:
             # An invisible watermark on synthetic images alone would be a shortcut for the classifier.
             add_watermarker=False,
         )
-
-    def lay_out(self, memory_format: torch.memory_format) -> None:
-        """Order weights in memory, in place: convolutions run faster channels-last, on the CPU and on the GPU."""
-        self.unet.to(memory_format=memory_format)
-        self.vae.to(memory_format=memory_format)
-
-    def save(self, folder: Path) -> None:
-        """Write a diffusers folder of safetensors; whole or not at all. An older folder of that name is replaced."""
-        try:
-            self.lay_out(torch.contiguous_format)  # safetensors stores no other
-            replace_folder(folder, lambda partial: self.pipeline().save_pretrained(partial, safe_serialization=True))
-        finally:
-            self.lay_out(torch.channels_last)
 
 
 class Weights(Protocol):
