@@ -57,6 +57,7 @@ class Case:
     batch: int
     images: int
     dtype: torch.dtype = torch.float32
+    compile: bool = False  # ours alone
 
 
 def load(case: Case) -> Backbone:
@@ -70,7 +71,8 @@ def ours(case: Case) -> Callable[[int, Path], object]:
     model = load(case)
 
     def paint(count: int, folder: Path) -> object:
-        settings = GenerationConfig("noise", count, case.steps, case.guidance, case.batch, (1.0, 1.0), 1.0)
+        plain = ("noise", count, case.steps, case.guidance, case.batch, (1.0, 1.0), 1.0)
+        settings = GenerationConfig(*plain, compile=case.compile)
         prompts = [Prompt(TEXT, NEGATIVE)] * count
         return generate(model, prompts, settings, "lesion", "", 0, folder, folder)
 
@@ -99,7 +101,7 @@ def plain(case: Case) -> Callable[[int, Path], object]:
 
 
 def compare(case: Case, turns: int) -> dict[str, list[dict[str, float]]]:
-    """Return seconds per image by the clock and of the processor, and the GPU's peak in GB, turn by turn."""
+    """Return seconds per image by the clock and of the processor, turn by turn."""
     ways = {OURS: ours(case), PEER: plain(case)}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for turn in range(turns + 1):
@@ -112,17 +114,12 @@ def compare(case: Case, turns: int) -> dict[str, list[dict[str, float]]]:
 
 
 def _timed(way: Callable[[int, Path], object], count: int) -> dict[str, float]:
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter(), time.process_time()
         way(count, Path(folder))
         ends = time.perf_counter(), time.process_time()
     spent = [(end - start) / count for start, end in zip(begin, ends, strict=True)]
-    memory = {"allocated": torch.cuda.max_memory_allocated() / 1e9} if on_gpu else {}
-    return {**dict(zip(("seconds", "cpu_seconds"), spent, strict=True)), **memory}
+    return dict(zip(("seconds", "cpu_seconds"), spent, strict=True))
 
 
 def table(case: Case, found: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[str]:
@@ -132,11 +129,10 @@ def table(case: Case, found: Mapping[str, Sequence[Mapping[str, float]]]) -> Ite
         for clock in ("seconds", "cpu_seconds")
     )
     middle, of_cpu = ({name: statistics.median(values) for name, values in each.items()} for each in (rates, busy))
-    for name, turns in found.items():
+    for name in found:
         cells = [case.name, name, f"{middle[name]:.3g}", ", ".join(f"{rate:.3g}" for rate in rates[name])]
         cells += [f"{middle[name] / middle[PEER]:.2f}", f"{of_cpu[name]:.3g}", f"{of_cpu[name] / of_cpu[PEER]:.2f}"]
-        peaks = [turn["allocated"] for turn in turns if "allocated" in turn]
-        yield "| " + " | ".join([*cells, f"{max(peaks):.2f}" if peaks else "not measured"]) + " |"
+        yield "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:

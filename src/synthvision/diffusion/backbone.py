@@ -136,6 +136,11 @@ class Parts:
             self.lay_out(torch.channels_last)
 
 
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """Return the dtype of a network's weights, which its input must have."""
+    return next(module.parameters()).dtype
+
+
 def alphas_of(schedule: Mapping[str, Any]) -> Tensor:
     """Return the cumulative alphas of a noise schedule: float32 (timesteps,), on the CPU."""
     alphas: Tensor = DDPMScheduler.from_config(dict(schedule)).alphas_cumprod
@@ -220,21 +225,23 @@ class Backbone(Parts):
         conditioning = self.encode_text(prompts)
         if conditioning.pooled is None:
             return conditioning
-        keep = torch.tensor([float(bool(prompt)) for prompt in prompts], device=self.device)  # (B,)
+        said = [float(bool(prompt)) for prompt in prompts]
+        keep = torch.tensor(said, device=self.device, dtype=conditioning.embeds.dtype)  # (B,)
         return Conditioning(conditioning.embeds * keep[:, None, None], conditioning.pooled * keep[:, None])
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Latents:
         """Return the latents' mean and deviation for float images (B, 3, H, W) in [-1, 1]."""
-        distribution = self.vae.encode(images.to(self.device)).latent_dist
+        distribution = self.vae.encode(images.to(self.device, dtype_of(self.vae))).latent_dist
         scale = self.vae.config.scaling_factor
-        return Latents(distribution.mean * scale, distribution.std * scale)  # (B, C, H/f, W/f)
+        return Latents(distribution.mean.float() * scale, distribution.std.float() * scale)  # (B, C, H/f, W/f)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Return float images (B, 3, H, W) in [-1, 1] from latents (B, C, h, w)."""
-        decoded: Tensor = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]
-        return decoded.clamp(-1, 1)
+        scaled = (latents / self.vae.config.scaling_factor).to(dtype_of(self.vae))
+        decoded: Tensor = self.vae.decode(scaled, return_dict=False)[0]
+        return decoded.float().clamp(-1, 1)
 
     def predict(
         self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning, time_ids: Tensor | None = None
@@ -250,7 +257,7 @@ class Backbone(Parts):
             ids = self._time_ids(len(noisy)) if time_ids is None else time_ids
             added = {"text_embeds": conditioning.pooled, "time_ids": ids}
         prediction: Tensor = self.unet(
-            noisy, timestep, conditioning.embeds, added_cond_kwargs=added, return_dict=False
+            noisy.to(dtype_of(self.unet)), timestep, conditioning.embeds, added_cond_kwargs=added, return_dict=False
         )[0]
         return prediction
 

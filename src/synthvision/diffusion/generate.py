@@ -110,6 +110,8 @@ def _make(
     enlarge: Enlarge | None,
 ) -> None:
     """Write the images that are not there yet, a batch at a time."""
+    if config.compile:
+        backbone.unet.compile()
     artist = Artist(
         backbone.to(best_device()),
         config,

@@ -74,8 +74,9 @@ def make_set(task: SetTask) -> Manifest:
         return Manifest.read(manifest, task.study.folder)
     side = config.resolution or task.study.backbone.resolution
     weights = replace(task.study.backbone, source=str(task.weights), revision=None, resolution=side)
+    model = backbone.load(weights, config.dtype)
     return generate(
-        backbone.load(weights), task.prompts, config, task.study.disease.positive, task.name, task.study.seed,
+        model, task.prompts, config, task.study.disease.positive, task.name, task.study.seed,
         task.study.folder, task.out, task.backgrounds, task.digest, _enlarging(task),
     )  # fmt: skip
 
