@@ -1,12 +1,13 @@
 """Every kind of backbone loads, conditions, encodes and saves alike."""
 
+import importlib
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from backbones import KINDS, SIDE, config, make, save
-from diffusers import DDPMScheduler, DiffusionPipeline
+from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionXLPipeline
 
 from synthvision.diffusion import backbone as backbones_module
 from synthvision.diffusion.backbone import BackboneConfig, load
@@ -98,6 +99,24 @@ def test_a_saved_folder_opens_as_a_pipeline_and_loads_again(kind, folder, tmp_pa
         assert torch.equal(again.unet.state_dict()[name], value)
     assert torch.equal(again.alphas_cumprod(), backbone.alphas_cumprod())
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+
+def test_no_watermark_is_put_in_though_its_package_is_there(backbone, monkeypatch):
+    """Trap 11: diffusers marks SDXL's images unasked, and so synthetic ones alone: a perfect shortcut."""
+    stock = importlib.import_module("diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl")
+    monkeypatch.setattr(stock, "is_invisible_watermark_available", lambda: True)
+    monkeypatch.setattr(stock, "StableDiffusionXLWatermarker", lambda: "a watermark", raising=False)
+    assert getattr(backbone.pipeline(), "watermark", None) is None
+    if backbone.config.family == "sdxl":  # the trap is real: without being told, it would be there
+        assert StableDiffusionXLPipeline(**backbone.pipeline().components).watermark == "a watermark"
+
+
+def test_no_pipeline_replaces_images_by_black_ones(backbone, tmp_path):
+    """Trap 12: Stable Diffusion's safety checker flags clinical anatomy, and its pipeline then paints it black."""
+    backbone.save(tmp_path / "weights")
+    for pipeline in (backbone.pipeline(), DiffusionPipeline.from_pretrained(tmp_path / "weights")):
+        assert getattr(pipeline, "safety_checker", None) is None
+        assert not pipeline.config.get("requires_safety_checker", False)
 
 
 def test_saving_replaces_what_was_there(backbone, tmp_path):

@@ -123,6 +123,13 @@ def test_a_budget_is_a_run_of_its_own_below_the_training_it_is_read_off(study: P
         assert (long / "budgets" / "0001" / name).read_bytes() == (short / name).read_bytes()
 
 
+def test_the_report_shows_what_generate_measured(study: Path) -> None:
+    report = json.loads((folder_of(study, "report") / "report.json").read_text())
+    measured = json.loads((folder_of(study, "generate") / "fidelity.json").read_text())
+    assert report["fidelity"] == measured
+    assert all("n" in figures and "n_real" in figures for figures in measured.values())
+
+
 def test_classifier_in_the_store_predicts_what_evaluate_saw(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(study)
     mlflow.set_tracking_uri(TrackingConfig(str(study / "mlruns")).uri)
@@ -202,6 +209,7 @@ def test_opening_the_test_set_again_needs_a_reason_that_the_report_shows(study: 
     run(study, "seed=1", "arm=real_only", "evaluate.reopen=a second arm is compared")
     report = json.loads((folder_of(study, "report") / "report.json").read_text())
     assert [opening["reason"] for opening in report["openings"]] == ["", "a second arm is compared"]
+    assert report["fidelity"] == {}  # nothing was generated for this arm
     prepared = list((study / "studies" / "phantom" / "prepare").glob("*/stage.json"))
     assert len(prepared) == 1  # shared by both arms
 

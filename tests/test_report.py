@@ -26,6 +26,11 @@ from synthvision.manifest import Manifest, Record
 
 CHOICES = Choices(thresholds={"logistic": 0.5, "specificity": 0.8}, temperature=1.4, prevalences=(0.01, 0.1))
 UI = "http://127.0.0.1:5000/#/experiments/1/runs/"
+FIDELITY = {
+    "face": {"n": 60, "n_real": 55, "kid": 0.1234, "kid_low": 0.0987, "kid_high": 0.1481, "precision": 0.51,
+             "recall": 0.42, "density": 0.63, "coverage": 0.74, "vendi": 17.25},
+    "<back>": {"n": 9, "n_real": 55, "no_vendi": "9 candidates; 10 are needed", "no_fidelity": "50 of each are needed"},
+}  # fmt: skip
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 
@@ -76,7 +81,7 @@ def report_input(root: Path, matrix: np.ndarray = HPV, classes: tuple[str, ...] 
             ExternalTest("ward_b", evaluate(predictions, test, 0.4, "lesion", draws=100), ledger.openings("cd" * 32))
         ],
         commands={"the whole study": "synthvision experiment=phantom"}, versions={"synthvision": "0.1"},
-        seeds={"study": 0}, samples=[root / "g0.png"],
+        seeds={"study": 0}, samples=[root / "g0.png"], fidelity=FIDELITY,
         errors=[ErrorCase("i0", "lesion", "normal", 0.2, root / "g1.png", ("s0",), "The map means nothing here.")],
     )  # fmt: skip
 
@@ -206,6 +211,18 @@ def test_the_page_says_what_it_must(out):
     ):  # fmt: skip
         assert text in page, text
     assert "<umbilicated>" not in page
+
+
+def test_fidelity_of_each_set_has_its_interval_and_n_or_says_why_not(out):
+    page = (out / "report.html").read_text()
+    table = re.search(r"<table[^>]*>(?:(?!</table>).)*KID.*?</table>", page, re.DOTALL)[0]
+    rows = [[re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row)]
+            for row in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)[1:]]  # fmt: skip
+    assert rows == [
+        ["face", "60", "55", "0.123", "0.099 to 0.148", "0.51", "0.42", "0.63", "0.74", "17.2"],
+        ["&lt;back&gt;", "9", "55", "not given: 50 of each are needed", "not given: 9 candidates; 10 are needed"],
+    ]
+    assert json.loads((out / "report.json").read_text())["fidelity"] == FIDELITY
 
 
 def test_the_json_has_the_numbers_of_the_page(out):

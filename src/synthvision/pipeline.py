@@ -151,7 +151,7 @@ STAGES: Mapping[str, Stage] = {
         ("prepare", "review", "classify"), _evaluate_config, run_evaluate, (*_CLASSIFICATION, "evaluation")
     ),
     "report": Stage(
-        ("prepare", "dreambooth", "review", "classify", "evaluate", "external"),
+        ("prepare", "dreambooth", "generate", "review", "classify", "evaluate", "external"),
         lambda study: {**_of("study", "seed", "arm")(study), **_evaluate_config(study), "openings": _openings(study)},
         run_report,
         (*_MANIFEST, "predictions.py", "evaluation"),

@@ -38,6 +38,7 @@ def build(given: ReportInput) -> dict[str, Any]:
         "flow": _flow(given),
         "data": _data(given),
         "rejections": _rejections(given.candidates),
+        "fidelity": given.fidelity,
         "quarantined": given.quarantined,
         "duplicates": given.duplicates,
         "leaks": given.leaks,
