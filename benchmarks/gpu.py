@@ -141,8 +141,8 @@ def anatomy(kind: str, weights: str, small: bool) -> Iterator[str]:
             step()
         _wait()
     yield (
-        f"{kind}, {side} px, 1 + 1: {flops / 1e12:.3f} TFLOP a step in {1e3 * seconds:.1f} ms, "
-        f"{flops / seconds / 1e12:.3g} TFLOP/s, {flops / seconds / peak:.0%} of the {peak / 1e12:.3g} TFLOP/s that a "
+        f"{kind}, {side} px, 1 + 1: {flops / 1e12:.3g} TFLOP a step in {1e3 * seconds:.1f} ms, "
+        f"{flops / seconds / 1e12:.3g} TFLOP/s, {flops / seconds / peak:.1%} of the {peak / 1e12:.3g} TFLOP/s that a "
         "product of large matrices reaches\n"
     )
     spent = _by_group(seen, repeats, on_gpu)
