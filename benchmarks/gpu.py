@@ -9,8 +9,8 @@ the rest goes. `--small` goes the same way with narrow models and few steps, whe
 runs.
 
 Each part is written when it is done. It needs torch, torchvision, diffusers, transformers, accelerate, peft,
-pytorch-lightning, torchmetrics, filelock, rich, psutil, scipy, matplotlib, simplejpeg, pydicom and python-gdcm, but neither Hydra
-nor MLflow; `bitsandbytes` for the 16 GB preset.
+pytorch-lightning, torchmetrics, filelock, rich, psutil, scipy, matplotlib, simplejpeg, pydicom and python-gdcm, but
+neither Hydra nor MLflow; `bitsandbytes` for the 16 GB preset.
 """
 
 from __future__ import annotations
