@@ -31,16 +31,7 @@ from synthvision.training import best_device
 
 OURS, PEER = "synthvision", "plain pipeline"
 TEXT, NEGATIVE = "photo of skin, sks papules", "blurred"
-COLUMNS = (
-    "case",
-    "way",
-    "images/s",
-    "all turns",
-    "times the pipeline",
-    "images/CPU s",
-    "times the pipeline",
-    "peak GB",
-)
+COLUMNS = ("case", "way", "images/s", "all turns", "times the pipeline", "images/CPU s", "times the pipeline")
 HEADER = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
 
@@ -82,7 +73,7 @@ def ours(case: Case) -> Callable[[int, Path], object]:
 def plain(case: Case) -> Callable[[int, Path], object]:
     """Return what makes so many images with the stock pipeline."""
     stock = {"sd": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}[case.family]
-    pipeline = stock.from_pretrained(case.weights, torch_dtype=case.dtype).to(best_device())
+    pipeline = stock.from_pretrained(case.weights, dtype=case.dtype).to(best_device())
     pipeline.scheduler = load(case).sampler()
     pipeline.set_progress_bar_config(disable=True)
 

@@ -9,8 +9,8 @@ the rest goes. `--small` goes the same way with narrow models and few steps, whe
 runs.
 
 Each part is written when it is done. It needs torch, torchvision, diffusers, transformers, accelerate, peft,
-pytorch-lightning, torchmetrics, filelock, rich, psutil, scipy and what reads images (see pyproject.toml), but neither
-Hydra nor MLflow; `bitsandbytes` for the 16 GB preset.
+pytorch-lightning, torchmetrics, filelock, rich, psutil, scipy, matplotlib, simplejpeg, pydicom and python-gdcm, but
+neither Hydra nor MLflow; `bitsandbytes` for the 16 GB preset.
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ def anatomy(kind: str, weights: str, small: bool) -> Iterator[str]:
             step()
         _wait()
     yield (
-        f"{kind}, {side} px, 1 + 1: {flops / 1e12:.3f} TFLOP a step in {1e3 * seconds:.1f} ms, "
-        f"{flops / seconds / 1e12:.3g} TFLOP/s, {flops / seconds / peak:.0%} of the {peak / 1e12:.3g} TFLOP/s that a "
+        f"{kind}, {side} px, 1 + 1: {flops / 1e12:.3g} TFLOP a step in {1e3 * seconds:.1f} ms, "
+        f"{flops / seconds / 1e12:.3g} TFLOP/s, {flops / seconds / peak:.1%} of the {peak / 1e12:.3g} TFLOP/s that a "
         "product of large matrices reaches\n"
     )
     spent = _by_group(seen, repeats, on_gpu)

@@ -175,6 +175,8 @@ def test_parts_of_different_models_are_refused(tmp_path):
 def test_a_resolution_that_does_not_fit_the_model_is_refused(kind, folder):
     with pytest.raises(ValueError, match=r"backbone\.resolution must be a multiple of 4 .* it is 18"):
         load(replace(config(kind, folder), resolution=18))
+    with pytest.raises(ValueError, match=r"generate\.resolution must be a multiple of 4 .* it is 18"):
+        load(config(kind, folder)).check_side(18, "generate.resolution")
 
 
 @pytest.mark.parametrize(
