@@ -180,6 +180,7 @@ def test_a_test_set_from_elsewhere_has_a_section_and_a_ledger_of_its_own(given, 
     section = page[page.index('<section id="external">') : page.index('<section id="subgroups">')]
     assert "images of ward_b, the classifier found 66 of 70 lesion images" in section
     assert "it was opened once" in section
+    assert "images of ward_b, the classifier found" in page[: page.index("<nav")]  # on the first screen too
     assert "cdcdcdcd" in section
     (item,) = [row for row in checklists(given)["CLAIM 2024"] if row["asked"] == "a test on data from elsewhere"]
     assert "ward_b" in item["answer"]
@@ -236,7 +237,7 @@ def test_the_json_has_the_numbers_of_the_page(out):
         assert f"<b>{row['value']}</b>" in page
         estimate = content["evaluation"]["estimates"][row["name"]]
         assert row["value"] in (percent(estimate["value"]), decimal(estimate["value"]))
-    assert [step["count"] for step in content["flow"]] == [3, 3, 2, 7, 4, 140]
+    assert [step["count"] for step in content["flow"]] == [3, 3, 2, 7, 4, 140, 140]
     assert content["rejections"] == {"near-copy": 1}
 
 

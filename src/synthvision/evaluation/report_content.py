@@ -33,7 +33,10 @@ def build(given: ReportInput) -> dict[str, Any]:
         "backbone": given.backbone,
         "arm": given.arm,
         "banners": [*words.banners(given.real, given.candidates), *given.banners],
-        "answer": words.answer(result),
+        "answer": [
+            *words.answer(result),
+            *(words.answer(test.evaluation, f"images of {test.name}")[0] for test in given.external),
+        ],
         "remarks": [*remarks, *(words.Remark(True, text) for text in given.warnings)],
         "flow": _flow(given),
         "data": _data(given),
@@ -101,7 +104,9 @@ def _flow(given: ReportInput) -> list[dict[str, Any]]:
         ),
         (len(given.real.where(split="val")), "validation images", "real; choose epoch and threshold"),
         (given.evaluation.images, "test images", f"real; openings: {len(given.openings)}"),
-    ]
+        *((test.evaluation.images, "from elsewhere", f"{test.name}; openings: {len(test.openings)}")
+          for test in given.external),
+    ]  # fmt: skip
     return [{"count": count, "what": what, "note": note} for count, what, note in steps]
 
 
