@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import sqlite3
+import sys
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
@@ -171,7 +172,8 @@ class ImageCache:
 
 def _picture(content: str) -> Picture:
     values = json.loads(content)
-    return Picture(**{**values, "conversions": tuple(values["conversions"])})
+    facts = {sys.intern(name): value for name, value in (values["facts"] or {}).items()}  # the names are few
+    return Picture(**{**values, "conversions": tuple(values["conversions"]), "facts": facts or None})
 
 
 @cache

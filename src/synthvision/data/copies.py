@@ -151,8 +151,10 @@ def tied(items: Sequence[Item], thumbs: Pixels) -> tuple[list[Item], Ties]:
     near = {(ids[i], ids[j]): similarity for i, j, similarity in pairs}
     names = _names(near)
     return [
-        replace(item, record=replace(item.record, siblings=names.get(item.record.image_id, ""))) for item in items
-    ], near
+        replace(item, record=replace(item.record, siblings=names[item.record.image_id]))
+        if item.record.image_id in names else item
+        for item in items
+    ], near  # fmt: skip
 
 
 def _names(near: Mapping[tuple[str, str], float]) -> dict[str, str]:

@@ -34,8 +34,8 @@ from synthvision.data.images import averaged, central_square, require_content, r
 from synthvision.data.unusable import UnusableImage
 
 SECONDS = 30.0  # for one file
-CHUNK = 16  # files per message to a worker
-COMMIT = 512  # pictures after which an interrupted run has not to be repeated
+CHUNK = 32  # files per message to a worker
+COMMIT = 2048  # pictures after which an interrupted run has not to be repeated
 CRASHED = "its decoder crashed or did not end"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 Job = tuple[int, Path, int]  # index of the file, the file, the row that its picture gets
