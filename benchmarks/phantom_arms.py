@@ -2,8 +2,8 @@
 
     synthvision +sweeps=phantom_arms && python benchmarks/phantom_arms.py [studies/phantom] [baseline arm]
 
-Patients and seeds are drawn anew together, the same for all arms, so that a difference of two arms is a paired one. The
-mathematics is that of synthvision.evaluation.comparison.
+Seeds and patients are drawn anew together, the same for all arms, so that a difference of two arms is a paired one.
+Each seed may have test images of its own. The mathematics is that of synthvision.evaluation.comparison.
 """
 
 from __future__ import annotations
@@ -16,8 +16,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from synthvision.evaluation.comparison import ArmRuns, Difference, differences, drawn_measures
-from synthvision.evaluation.intervals import Estimate, bootstrap, patient_draws
+from synthvision.artifact import digest_of
+from synthvision.evaluation.comparison import (
+    ArmRuns,
+    Difference,
+    Truth,
+    differences,
+    draw_patients,
+    drawn_measures,
+    people,
+)
+from synthvision.evaluation.intervals import Estimate, bootstrap
 from synthvision.manifest import Manifest
 from synthvision.predictions import Predictions
 
@@ -44,9 +53,12 @@ def called_and_scores(study: Path, report: Path) -> tuple[Predictions, NDArray[n
     return predictions, score >= content["evaluation"]["threshold"], score
 
 
-def positive_of(report: Path) -> str:
-    """Return the class that a report is about."""
-    return str(json.loads((report / "report.json").read_text())["evaluation"]["positive"])
+def truth_of(study: Path, report: Path, predictions: Predictions) -> Truth:
+    """Return which images of a report's test set are positive, and the patient of each."""
+    positive = str(json.loads((report / "report.json").read_text())["evaluation"]["positive"])
+    test = digest_of(list(predictions.image_id))  # a number of one drawing is another patient in the next
+    patients = tuple(f"{test} {patient}" for patient in patients_of(study, predictions.image_id))
+    return Truth(np.array(predictions.label) == positive, patients)
 
 
 def patients_of(study: Path, images: tuple[str, ...]) -> list[str]:
@@ -63,30 +75,31 @@ def main(study: Path, baseline: str) -> None:
     runs = newest_reports(study)
     if not runs:
         raise SystemExit(f"{study}: no report; run synthvision +sweeps=phantom_arms first")
-    arms, first = {}, None
-    for arm, seeds in runs.items():
-        loaded = [called_and_scores(study, seeds[seed]) for seed in sorted(seeds)]
-        first = first or loaded[0][0]
-        if any(each.image_id != first.image_id for each, _, _ in loaded):
-            raise SystemExit(f"{study}: the newest runs of {arm} and of other arms were tested on different images")
-        arms[arm] = ArmRuns(np.stack([called for _, called, _ in loaded]), np.stack([score for *_, score in loaded]))
-    assert first is not None
-    truth = np.array(first.label) == positive_of(next(iter(next(iter(runs.values())).values())))
-    patients = patients_of(study, first.image_id)
-    weights, people = patient_draws(patients, DRAWS, 0), len(set(patients))
-    compared = (
-        {each.arm: each for each in differences(arms, baseline, truth, patients, DRAWS)} if baseline in arms else {}
-    )
+    seeds = sorted(set.intersection(*(set(each) for each in runs.values())))
+    if not seeds:
+        found = {arm: sorted(each) for arm, each in runs.items()}
+        raise SystemExit(f"{study}: no seed was run in every arm; the seeds of each are {found}")
+    loaded = {arm: [called_and_scores(study, each[seed]) for seed in seeds] for arm, each in runs.items()}
+    first_arm, first = next(iter(loaded.items()))
+    for arm, each in loaded.items():
+        if any(one[0].image_id != other[0].image_id for one, other in zip(first, each, strict=True)):
+            raise SystemExit(f"{study}: the newest runs of {arm} and of {first_arm} were tested on different images")
+    truths = [truth_of(study, runs[first_arm][seed], one[0]) for seed, one in zip(seeds, first, strict=True)]
+    arms = {
+        arm: ArmRuns([called for _, called, _ in each], [score for *_, score in each]) for arm, each in loaded.items()
+    }
+    weights = draw_patients(truths, DRAWS)
+    compared = {each.arm: each for each in differences(arms, baseline, truths, DRAWS)} if baseline in arms else {}
     rows = []
     for arm, given in arms.items():
-        point, drawn = drawn_measures(given, truth, None), drawn_measures(given, truth, weights)
-        accuracy, auc = (bootstrap(float(point[m][0]), drawn[m], people) for m in ("accuracy", "auc"))
-        rows.append((arm, len(given.called), accuracy, auc))
+        point, drawn = drawn_measures(given, truths, None), drawn_measures(given, truths, weights)
+        accuracy, auc = (bootstrap(float(point[m][0]), drawn[m], people(truths)) for m in ("accuracy", "auc"))
+        rows.append((arm, len(seeds), accuracy, auc))
     rows.sort(key=lambda row: -row[2].value)
     print(f"| arm | seeds | accuracy | 95% interval | AUC | more than {baseline} | 95% interval |")
     print("|---|---|---|---|---|---|---|")
-    for arm, seeds, accuracy, auc in rows:
-        cells = [arm, str(seeds), f"{accuracy.value:.3f}", _between(accuracy), f"{auc.value:.3f}"]
+    for arm, number, accuracy, auc in rows:
+        cells = [arm, str(number), f"{accuracy.value:.3f}", _between(accuracy), f"{auc.value:.3f}"]
         if arm in compared:
             cells += [f"{compared[arm].accuracy.value:+.3f}", _between(compared[arm].accuracy, "+.3f")]
         print("| " + " | ".join([*cells, "", ""][:7]) + " |")

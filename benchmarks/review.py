@@ -18,7 +18,7 @@ from threading import Thread
 
 import numpy as np
 import uvicorn
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 from rich.progress import track
 
 from synthvision.artifact import sha256_file
@@ -70,11 +70,11 @@ def main(decisions: int, side: int) -> None:
     """Print the median and the 95th percentile in milliseconds."""
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "decisions.sqlite") as store:
         root = Path(folder)
-        policy = PhysicianPolicy(1000, [100, 150], 1, [], "majority", 0.0, 0.05, 0, 0.95, 0.01)
+        policy = PhysicianPolicy(1000, [100, 150], 1, [], "majority", "this", 0.0, 0.05, 0, 0.95, 0.01)
         guides = drawn(root, 10, side, "real", split="guide", caption="guide")
         candidates = drawn(root, IMAGES, side, "synthetic", prompt="spots")
         nothing = guides.where(split="val")
-        material = Material(candidates, guides, nothing, policy, REJECT_REASONS, "sks", "benchmark")
+        material = Material(candidates, guides, nothing, policy, REJECT_REASONS, "sks", "benchmark", nothing)
         checks = {record.sha256: Finding(0.1, guides.records[0].image_id, "") for record in candidates}
         config = settings(application(Desk(material, store, checks), Address("127.0.0.1", 0, [])))
         config.port = 0
@@ -107,7 +107,7 @@ def _press(url: str, decisions: int) -> dict[str, list[float]]:
             for key in ("a" if number % 3 else "5", "x"):
                 page.keyboard.press(key)
                 time.sleep(PAUSE)
-        page.wait_for_function("document.getElementById('saved').textContent === 'All saved'")
+        expect(page.locator("#saved")).to_have_text("All saved", timeout=60_000)
         found: dict[str, list[float]] = page.evaluate("({ decision: latencies, 'a key that does nothing': idle })")
         browser.close()
     return found

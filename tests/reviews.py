@@ -21,18 +21,18 @@ from synthvision.review.store import Event, Store
 from synthvision.study import REJECT_REASONS
 
 POLICY = PhysicianPolicy(
-    accept=100, per_set=None, reads=1, readers=[], rule="majority", salt=0, repeats=0, seed=0, max_similarity=0.95,
-    min_change=0.01,
+    accept=100, per_set=None, reads=1, readers=[], rule="majority", rounds="alike", salt=0, repeats=0, seed=0,
+    max_similarity=0.95, min_change=0.01,
 )  # fmt: skip
 
 
-def drawn(root: Path, prefix: str, number: int, seed: int, **values: str) -> Manifest:
+def drawn(root: Path, prefix: str, number: int, seed: int, side: int = 24, **values: str) -> Manifest:
     """Draw images of noise around a tone; every second one of set "b"."""
     records = []
     for index in range(number):
         rng = np.random.default_rng([seed, index])
         name = f"{prefix}-{index}"
-        image = rng.normal(rng.uniform(90, 200), 20, (24, 24, 3)).clip(0, 255).astype(np.uint8)
+        image = rng.normal(rng.uniform(90, 200), 20, (side, side, 3)).clip(0, 255).astype(np.uint8)
         write_png(root / f"{name}.png", image, {"Origin": prefix})
         fixed = {"set": "ab"[index % 2], "prompt": f"photo of {['few', 'many'][index % 2]} sks spots"}
         digest = sha256_file(root / f"{name}.png")
@@ -50,6 +50,7 @@ def material(root: Path, number: int = 12, real: int = 6, **policy: object) -> M
         REJECT_REASONS,
         "sks",
         "Spots & <others>",
+        Manifest((), root),
     )
 
 

@@ -1,12 +1,13 @@
 """Every kind of backbone loads, conditions, encodes and saves alike."""
 
+import importlib
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from backbones import KINDS, SIDE, config, make, save
-from diffusers import DDPMScheduler, DiffusionPipeline
+from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionXLPipeline
 
 from synthvision.diffusion import backbone as backbones_module
 from synthvision.diffusion.backbone import BackboneConfig, load
@@ -100,6 +101,24 @@ def test_a_saved_folder_opens_as_a_pipeline_and_loads_again(kind, folder, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
 
 
+def test_no_watermark_is_put_in_though_its_package_is_there(backbone, monkeypatch):
+    """Trap 11: diffusers marks SDXL's images unasked, and so synthetic ones alone: a perfect shortcut."""
+    stock = importlib.import_module("diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl")
+    monkeypatch.setattr(stock, "is_invisible_watermark_available", lambda: True)
+    monkeypatch.setattr(stock, "StableDiffusionXLWatermarker", lambda: "a watermark", raising=False)
+    assert getattr(backbone.pipeline(), "watermark", None) is None
+    if backbone.config.family == "sdxl":  # the trap is real: without being told, it would be there
+        assert StableDiffusionXLPipeline(**backbone.pipeline().components).watermark == "a watermark"
+
+
+def test_no_pipeline_replaces_images_by_black_ones(backbone, tmp_path):
+    """Trap 12: Stable Diffusion's safety checker flags clinical anatomy, and its pipeline then paints it black."""
+    backbone.save(tmp_path / "weights")
+    for pipeline in (backbone.pipeline(), DiffusionPipeline.from_pretrained(tmp_path / "weights")):
+        assert getattr(pipeline, "safety_checker", None) is None
+        assert not pipeline.config.get("requires_safety_checker", False)
+
+
 def test_saving_replaces_what_was_there(backbone, tmp_path):
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "stale").touch()
@@ -156,6 +175,8 @@ def test_parts_of_different_models_are_refused(tmp_path):
 def test_a_resolution_that_does_not_fit_the_model_is_refused(kind, folder):
     with pytest.raises(ValueError, match=r"backbone\.resolution must be a multiple of 4 .* it is 18"):
         load(replace(config(kind, folder), resolution=18))
+    with pytest.raises(ValueError, match=r"generate\.resolution must be a multiple of 4 .* it is 18"):
+        load(config(kind, folder)).check_side(18, "generate.resolution")
 
 
 @pytest.mark.parametrize(

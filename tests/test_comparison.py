@@ -8,6 +8,7 @@ from scipy.stats import binomtest
 
 from synthvision.evaluation.comparison import (
     ArmRuns,
+    Truth,
     bootstrap_p,
     delong_paired,
     differences,
@@ -19,14 +20,14 @@ from synthvision.evaluation.metrics import roc_auc
 
 N = 200
 TRUTH = np.arange(N) < N // 2
-PATIENTS = [str(n // 2) for n in range(N)]
+TRUTHS = [Truth(TRUTH, tuple(str(n // 2) for n in range(N)))] * 3
 
 
 def arm(rng: np.random.Generator, shift: float, seeds: int = 3, base: np.ndarray | None = None) -> ArmRuns:
     """Return runs whose scores separate the classes by `shift`; runs of arms share what is hard in an image."""
     hard = np.zeros(N) if base is None else base
     score = rng.normal(np.where(TRUTH, shift, -shift) + hard, 0.7, (seeds, N))
-    return ArmRuns(score > 0, 1 / (1 + np.exp(-score)))
+    return ArmRuns(list(score > 0), list(1 / (1 + np.exp(-score))))
 
 
 def test_mcnemar_is_a_binomial_test_of_the_images_on_which_both_differ():
@@ -76,13 +77,13 @@ def test_a_better_arm_is_found_better_and_an_equal_one_is_not():
     rng = np.random.default_rng(2)
     hard = rng.normal(0, 0.5, N)
     arms = {"base": arm(rng, 0.6, base=hard), "same": arm(rng, 0.6, base=hard), "better": arm(rng, 1.6, base=hard)}
-    same, better = differences(arms, "base", TRUTH, PATIENTS, draws=2000)
+    same, better = differences(arms, "base", TRUTHS, draws=2000)
     assert (same.arm, better.arm) == ("same", "better")
     assert better.accuracy.low > 0
     assert better.p_adjusted < 0.01
     assert same.accuracy.low < 0 < same.accuracy.high
     assert max(better.mcnemar) < 0.05
-    right = {name: (runs.called == TRUTH).mean() for name, runs in arms.items()}
+    right = {name: (np.stack(runs.called) == TRUTH).mean() for name, runs in arms.items()}
     assert better.accuracy.value == pytest.approx(right["better"] - right["base"])
     assert better.detectable < better.accuracy.value
     assert len(better.delong) == 3
@@ -91,8 +92,8 @@ def test_a_better_arm_is_found_better_and_an_equal_one_is_not():
 def test_holm_makes_p_larger_the_more_arms_are_compared():
     rng = np.random.default_rng(3)
     arms = {"base": arm(rng, 0.6)} | {f"a{n}": arm(rng, 0.9) for n in range(4)}
-    alone = differences({name: arms[name] for name in ("base", "a0")}, "base", TRUTH, PATIENTS, 500)[0]
-    among = differences(arms, "base", TRUTH, PATIENTS, 500)[0]
+    alone = differences({name: arms[name] for name in ("base", "a0")}, "base", TRUTHS, 500)[0]
+    among = differences(arms, "base", TRUTHS, 500)[0]
     assert alone.p == alone.p_adjusted == among.p
     assert among.p_adjusted >= among.p
 
@@ -102,8 +103,28 @@ def test_equal_arms_are_called_different_about_one_time_in_twenty():
     for _ in range(60):
         hard = rng.normal(0, 0.5, N)
         arms = {"a": arm(rng, 0.7, 1, hard), "b": arm(rng, 0.7, 1, hard)}
-        called += differences(arms, "a", TRUTH, [str(n) for n in range(N)], 400)[0].p < 0.05
+        called += differences(arms, "a", [Truth(TRUTH, tuple(str(n) for n in range(N)))], 400)[0].p < 0.05
     assert called <= 8
+
+
+def test_seeds_with_patients_of_their_own_tell_more_than_seeds_that_share_them():
+    """The standard error is that of all images where each seed has its own, and no less than one set's where not."""
+    rng = np.random.default_rng(7)
+    hard = rng.random((3, N))  # each image is hard for the baseline alone, or easy for both
+    shared = [np.broadcast_to(TRUTH ^ (hard[0] < 0.2), (3, N)), np.broadcast_to(TRUTH, (3, N))]
+    own = [TRUTH ^ (hard < 0.2), np.broadcast_to(TRUTH, (3, N))]
+    widths = []
+    for called, patients in ((shared, [range(N)] * 3), (own, [range(s * N, (s + 1) * N) for s in range(3)])):
+        truths = [Truth(TRUTH, tuple(str(n) for n in each)) for each in patients]
+        arms = {name: ArmRuns(list(c), list(c * 1.0)) for name, c in zip("ab", called, strict=True)}
+        found = differences(arms, "a", truths, 4000)[0].accuracy
+        widths.append((found.high - found.low) / 2 / 1.959964)
+        assert found.n == len({n for each in patients for n in each})
+    share = (hard < 0.2).mean(1)
+    assert widths[0] == pytest.approx(math.sqrt(share[0] * (1 - share[0]) / N), rel=0.06)
+    within = (share * (1 - share)).mean() / N / 3
+    between = share.var() / 3
+    assert math.sqrt(within) < widths[1] < math.sqrt(3 * within + between)
 
 
 def test_the_smallest_difference_is_shown_four_times_in_five():
@@ -132,8 +153,12 @@ def test_no_draw_on_the_other_side_is_not_a_p_of_zero():
 def test_what_does_not_fit_is_refused():
     rng = np.random.default_rng(6)
     with pytest.raises(ValueError, match="baseline must be one of"):
-        differences({"a": arm(rng, 1)}, "b", TRUTH, PATIENTS, 10)
-    with pytest.raises(ValueError, match="arm a has 200 test images; there are 199"):
-        differences({"a": arm(rng, 1)}, "a", TRUTH[1:], PATIENTS[1:], 10)
-    with pytest.raises(ValueError, match=r"must be \(seeds, images\)"):
-        ArmRuns(np.zeros((0, 3), dtype=bool), np.zeros((0, 3)))
+        differences({"a": arm(rng, 1)}, "b", TRUTHS, 10)
+    with pytest.raises(ValueError, match=r"arm a has \[200, 200, 200\] test images, by seed; there are \[200, 200\]"):
+        differences({"a": arm(rng, 1)}, "a", TRUTHS[1:], 10)
+    with pytest.raises(ValueError, match=r"must be \(images,\) each"):
+        ArmRuns([], [])
+    with pytest.raises(ValueError, match=r"must be \(images,\) each"):
+        ArmRuns([np.zeros(3, dtype=bool)], [np.zeros(4)])
+    with pytest.raises(ValueError, match="each image needs a patient"):
+        Truth(TRUTH, ("a",))

@@ -180,6 +180,8 @@ def test_the_weights_that_ship_were_made_with_the_config_that_ships(weights: str
         ("+arm.counts={other: 5}", r"arm\.counts may name \('synthetic', 'guides', 'real', 'normal'\)"),
         ("+arm.counts={normal: 501}", r"needs at least 501 images of dataset\.counts\.normal\.train, which is 500"),
         ("generate.prompts=/no/such.yaml", r"generate\.prompts: there is no file"),
+        ("generate.safety_checker=/no/such", r"generate\.safety_checker: there is no model in /no/such"),
+        ("memorisation.encoder=/no/such", r"memorisation\.encoder: there is no model in /no/such"),
     ],
 )
 def test_what_would_fail_late_is_refused_at_once(change: str, message: str) -> None:

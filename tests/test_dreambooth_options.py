@@ -1,5 +1,6 @@
 """Every option of training does what it says, in the real training loop, and resumes to the same bits."""
 
+import csv
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from backbones import SIDE, make
 from backbones import config as backbone_config
 from diffusers import StableDiffusionPipeline
+from pytorch_lightning.loggers import CSVLogger
 from safetensors.torch import load_file
 from test_dreambooth import CLASS_PROMPTS, CONFIG, SUBJECT, KilledError, run
 
@@ -295,6 +297,24 @@ def test_it_says_what_was_chosen_and_what_it_took(guides: Manifest, weights: Pat
     trained = [*backbone.unet.parameters(), *backbone.text_encoders[0].parameters()]
     assert result.chosen["trained_parameters"] == f"{sum(parameter.numel() for parameter in trained):,}"
     assert result.chosen["precision"] == "bfloat16 autocast over float32 weights"
+
+
+def test_what_is_watched_is_logged_every_tenth_step(guides: Manifest, weights: Path, tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path / "log", name="", version="")
+    config = replace(CONFIG, unet_steps=20, text_steps=20, holdout=1, sample_every=10, checkpoint_every=20)
+    backbone, given = make("tiny", weights / "tiny"), (guides, SUBJECT, CLASS_PROMPTS, config)
+    result = train(backbone, *given, tmp_path / "out", tmp_path / "work", 1, logger)
+    with (tmp_path / "log" / "metrics.csv").open(newline="") as handle:
+        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(handle)]
+    logged = {int(row["step"]): row for row in rows if "train/total_loss" in row}
+    losses = result.losses.read_text().splitlines()[1:]
+    assert list(logged) == [9, 19]
+    for step, row in logged.items():
+        assert row["train/total_loss"] == pytest.approx(float(losses[step].split(",")[1]), rel=1e-4)
+        assert row["train/gradient_norm"] > 0
+    names = {name for row in rows for name in row}
+    assert {"train/instance_loss", "train/prior_loss", "train/lr_unet", "train/lr_text_encoder"} <= names
+    assert {"train/memory_gb", "train/samples_per_second", "val/instance_loss"} <= names
 
 
 def test_compile_gives_the_same_model(

@@ -3,6 +3,7 @@
 import resource
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -15,7 +16,7 @@ from synthvision.artifact import sha256_file, tree_digest
 from synthvision.data.images import load_batch, read_rgb, write_png
 from synthvision.data.sheets import contact_sheet
 from synthvision.diffusion import sampler
-from synthvision.diffusion.backbone import DPM, SCHEDULERS
+from synthvision.diffusion.backbone import DPM, SCHEDULERS, load
 from synthvision.diffusion.generate import generate
 from synthvision.diffusion.painting import local, soft_disc
 from synthvision.diffusion.plan import GenerationConfig
@@ -117,6 +118,39 @@ def test_another_batch_size_changes_no_pixel_by_more_than_one_grey_level(backbon
     ]
     assert abs(images[0] - images[1]).max() <= 1
     assert abs(images[0] - images[2]).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["tiny", "sd15", "sdxl"])
+def test_in_bfloat16_the_pictures_are_nearly_the_same_and_noise_stays_in_float32(kind, weights, normals, tmp_path):
+    exact, half = replace(CONFIG, candidates=2), replace(CONFIG, candidates=2, precision="bf16-mixed")
+    full = make(kind, weights / kind)
+    brief = load(full.config, half.dtype)
+    assert {parameter.dtype for parameter in brief.unet.parameters()} == {torch.bfloat16}
+    noise = sampler.draw_noise([1], brief.latent_size)
+    texts = brief.encode_text(["fair"]), brief.encode_negative([""])
+    assert sampler.denoise(brief, noise, *texts, 3, 2.0).dtype == torch.float32
+    painted = [Prompt("fair", "", {}, "n0"), Prompt("dark", "", {}, "n1")]
+    for mode, prompts, grounds in (("noise", PROMPTS[:2], None), ("paint", painted, normals)):
+        made = [
+            draw(
+                model, prompts, tmp_path / f"{mode}-{config.precision}", replace(config, mode=mode), backgrounds=grounds
+            )
+            for model, config in ((full, exact), (brief, half))
+        ]
+        assert [one.records[0].settings.endswith("bfloat16") for one in made] == [False, True]
+        near, far = (load_batch(one, SIDE).astype(int) for one in made)
+        assert 0 < abs(near - far).mean() < 3  # grey levels
+
+
+def test_compile_paints_the_same_pictures(backbone, weights, tmp_path, monkeypatch):
+    """With the whole of torch.compile but its last part, which would run a C++ compiler for minutes."""
+    plain = draw(backbone, PROMPTS, tmp_path / "plain")
+    other = make("tiny", weights / "tiny")
+    monkeypatch.setattr(other.unet, "compile", partial(other.unet.compile, backend="eager"))
+    compiled = draw(other, PROMPTS, tmp_path / "compiled", replace(CONFIG, compile=True))
+    assert other.unet._compiled_call_impl is not None
+    near, far = (load_batch(one, SIDE).astype(int) for one in (plain, compiled))
+    assert abs(near - far).max() <= 1
 
 
 def test_an_interrupted_generation_ends_with_the_same_files(backbone, tmp_path):

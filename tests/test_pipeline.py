@@ -102,6 +102,34 @@ def test_every_stage_is_finished_and_tracked_below_one_parent(study: Path) -> No
     assert logged >= {"audit.html", "audit.json"}
 
 
+def test_a_budget_is_a_run_of_its_own_below_the_training_it_is_read_off(study: Path) -> None:
+    """As real training to that budget alone would be: same parameters, same metrics, same weights."""
+    constant = ("stage=classify", "classifier.schedule=constant", "classifier.warmup_epochs=0")
+    run(study, *constant, "classifier.budgets=[1,2]")
+    run(study, *constant, "classifier.epochs=1")
+    budgets = [each for each in runs_of(study) if each.data.tags["stage"] == "budget"]
+    trained = [each for each in runs_of(study) if each.data.tags["stage"] == "classify"]
+    assert [each.info.run_name for each in budgets] == ["epoch 1", "epoch 2"]
+    assert {each.data.tags["mlflow.parentRunId"] for each in budgets} == {trained[-2].info.run_id}
+    read_off, alone = budgets[0].data, trained[-1].data
+    assert read_off.params == alone.params
+    assert {name: alone.metrics[name] for name in read_off.metrics} == read_off.metrics
+    assert "best/val/loss" in read_off.metrics
+    assert read_off.tags["budget"] == "1"
+    assert budgets[0].outputs.model_outputs
+    folders = sorted((study / "studies" / "phantom" / "classify").glob("*/stage.json"), key=lambda f: f.stat().st_mtime)
+    long, short = (file.parent for file in folders[-2:])
+    for name in ("weights/model.safetensors", "weights/model.json", "history.csv", "validation.csv"):
+        assert (long / "budgets" / "0001" / name).read_bytes() == (short / name).read_bytes()
+
+
+def test_the_report_shows_what_generate_measured(study: Path) -> None:
+    report = json.loads((folder_of(study, "report") / "report.json").read_text())
+    measured = json.loads((folder_of(study, "generate") / "fidelity.json").read_text())
+    assert report["fidelity"] == measured
+    assert all("n" in figures and "n_real" in figures for figures in measured.values())
+
+
 def test_classifier_in_the_store_predicts_what_evaluate_saw(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(study)
     mlflow.set_tracking_uri(TrackingConfig(str(study / "mlruns")).uri)
@@ -181,6 +209,7 @@ def test_opening_the_test_set_again_needs_a_reason_that_the_report_shows(study: 
     run(study, "seed=1", "arm=real_only", "evaluate.reopen=a second arm is compared")
     report = json.loads((folder_of(study, "report") / "report.json").read_text())
     assert [opening["reason"] for opening in report["openings"]] == ["", "a second arm is compared"]
+    assert report["fidelity"] == {}  # nothing was generated for this arm
     prepared = list((study / "studies" / "phantom" / "prepare").glob("*/stage.json"))
     assert len(prepared) == 1  # shared by both arms
 

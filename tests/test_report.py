@@ -26,6 +26,11 @@ from synthvision.manifest import Manifest, Record
 
 CHOICES = Choices(thresholds={"logistic": 0.5, "specificity": 0.8}, temperature=1.4, prevalences=(0.01, 0.1))
 UI = "http://127.0.0.1:5000/#/experiments/1/runs/"
+FIDELITY = {
+    "face": {"n": 60, "n_real": 55, "kid": 0.1234, "kid_low": 0.0987, "kid_high": 0.1481, "precision": 0.51,
+             "recall": 0.42, "density": 0.63, "coverage": 0.74, "vendi": 17.25},
+    "<back>": {"n": 9, "n_real": 55, "no_vendi": "9 candidates; 10 are needed", "no_fidelity": "50 of each are needed"},
+}  # fmt: skip
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 
@@ -76,7 +81,7 @@ def report_input(root: Path, matrix: np.ndarray = HPV, classes: tuple[str, ...] 
             ExternalTest("ward_b", evaluate(predictions, test, 0.4, "lesion", draws=100), ledger.openings("cd" * 32))
         ],
         commands={"the whole study": "synthvision experiment=phantom"}, versions={"synthvision": "0.1"},
-        seeds={"study": 0}, samples=[root / "g0.png"],
+        seeds={"study": 0}, samples=[root / "g0.png"], fidelity=FIDELITY,
         errors=[ErrorCase("i0", "lesion", "normal", 0.2, root / "g1.png", ("s0",), "The map means nothing here.")],
     )  # fmt: skip
 
@@ -161,8 +166,10 @@ def test_every_section_with_numbers_names_its_run_and_the_command_that_remakes_i
                "errors": "evaluate", "probes": "evaluate", "ledger": "evaluate"}  # fmt: skip
     for section, stage in made_by.items():
         assert f'href="{UI}{stage}"' in sections[section]
-        assert f"remade by <code>synthvision stage={stage}</code>" in sections[section]
-        assert f'href="#run-{stage}"' in sections[section]
+        assert f'<a href="#run-{stage}">command that remakes it</a>' in sections[section]
+        row = re.search(rf'<tr id="run-{stage}">.*?</tr>', page, re.DOTALL)
+        assert row
+        assert f"<code>synthvision stage={stage}</code>" in row.group()
     measures = re.findall(r'<a class="number" href="#run-evaluate"', page)
     assert len(measures) == 4 + 11  # the cards and the table of measures
     assert "run-evaluate" in checked.ids
@@ -173,6 +180,7 @@ def test_a_test_set_from_elsewhere_has_a_section_and_a_ledger_of_its_own(given, 
     section = page[page.index('<section id="external">') : page.index('<section id="subgroups">')]
     assert "images of ward_b, the classifier found 66 of 70 lesion images" in section
     assert "it was opened once" in section
+    assert "images of ward_b, the classifier found" in page[: page.index("<nav")]  # on the first screen too
     assert "cdcdcdcd" in section
     (item,) = [row for row in checklists(given)["CLAIM 2024"] if row["asked"] == "a test on data from elsewhere"]
     assert "ward_b" in item["answer"]
@@ -206,6 +214,18 @@ def test_the_page_says_what_it_must(out):
     assert "<umbilicated>" not in page
 
 
+def test_fidelity_of_each_set_has_its_interval_and_n_or_says_why_not(out):
+    page = (out / "report.html").read_text()
+    table = re.search(r"<table[^>]*>(?:(?!</table>).)*KID.*?</table>", page, re.DOTALL)[0]
+    rows = [[re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row)]
+            for row in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)[1:]]  # fmt: skip
+    assert rows == [
+        ["face", "60", "55", "0.123", "0.099 to 0.148", "0.51", "0.42", "0.63", "0.74", "17.2"],
+        ["&lt;back&gt;", "9", "55", "not given: 50 of each are needed", "not given: 9 candidates; 10 are needed"],
+    ]
+    assert json.loads((out / "report.json").read_text())["fidelity"] == FIDELITY
+
+
 def test_the_json_has_the_numbers_of_the_page(out):
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
@@ -217,7 +237,7 @@ def test_the_json_has_the_numbers_of_the_page(out):
         assert f"<b>{row['value']}</b>" in page
         estimate = content["evaluation"]["estimates"][row["name"]]
         assert row["value"] in (percent(estimate["value"]), decimal(estimate["value"]))
-    assert [step["count"] for step in content["flow"]] == [3, 3, 2, 7, 4, 140]
+    assert [step["count"] for step in content["flow"]] == [3, 3, 2, 7, 4, 140, 140]
     assert content["rejections"] == {"near-copy": 1}
 
 

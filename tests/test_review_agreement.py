@@ -122,3 +122,15 @@ def test_prompts_and_words_are_ordered_by_acceptance(given: Material, store: Sto
     write_acceptance(tmp_path / "prompts.csv", rows)
     lines = (tmp_path / "prompts.csv").read_text().splitlines()
     assert lines[1] == "prompt,photo of many sks spots,20,0,0.000,0.000,0.161,drop or reword,artefact 20"
+
+
+def test_of_many_prompts_few_images_each_give_no_advice(tmp_path: Path, store: Store) -> None:
+    """Two rejected images of a prompt are one's bad luck among twenty prompts, as coins show."""
+    given = material(tmp_path, 40)
+    coins = np.random.default_rng(0).random(40) < 0.75
+    for number, item in enumerate(given.queue("ada")):
+        store.add(vote(item, "ada", "accept" if coins[number] else "reject", prompt=f"prompt {number // 2}"))
+    rows = [row for row in acceptance(store.current()) if row.kind == "prompt"]
+    assert len(rows) == 20
+    assert rows[0].accepted == 0  # and its own interval, 0 to 0.66, lies below 0.75
+    assert {row.advice for row in rows} == {""}

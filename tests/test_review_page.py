@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,7 +120,7 @@ def test_fifty_images_by_keyboard_through_undo_and_kill_9(page: Page, tmp_path: 
     saved(page, 50, 50)
     expect(page.locator("#done")).to_contain_text("All 50 images are decided on")
     server.send_signal(signal.SIGINT)
-    server.communicate(timeout=30)
+    server.communicate(timeout=120)
     assert server.returncode == 0
     given = material(tmp_path, 50)
     with Store(tmp_path / "decisions" / "decisions.sqlite") as store:
@@ -243,6 +244,7 @@ def test_the_grid_by_keyboard(page: Page, reviewed: Desk) -> None:
         page.keyboard.press("ArrowRight")
         page.keyboard.press("5")
         expect(page.locator(".tile").nth(1)).to_contain_text("✕ Rejected: artefact")
+        expect(page.get_by_role("button", name="Image 2, Rejected: artefact", exact=True)).to_be_visible()
         page.keyboard.press("Shift+A")
         saved(page, 12, number)
         page.keyboard.press("n")
@@ -272,11 +274,14 @@ def test_zoom_pan_and_brightness(page: Page, reviewed: Desk) -> None:
         page.mouse.move(box["x"] + 230, box["y"] + 210)
         page.mouse.up()
         assert "translate(0px" not in (image.get_attribute("style") or "")
+        before = image.get_attribute("style")
+        page.keyboard.press("Shift+ArrowRight")  # what a mouse drags, keys can move
+        assert image.get_attribute("style") != before
         page.keyboard.press("0")
         assert not image.get_attribute("style")
 
 
-@pytest.mark.parametrize("size", [(1280, 800), (820, 1180)])
+@pytest.mark.parametrize("size", [(1280, 800), (1180, 820), (820, 1180), (768, 1024)])
 def test_the_whole_image_and_the_decisions_are_in_view(size: tuple[int, int], page: Page, reviewed: Desk) -> None:
     page.set_viewport_size({"width": size[0], "height": size[1]})
     with served(reviewed) as url:
@@ -293,7 +298,9 @@ def test_the_whole_image_and_the_decisions_are_in_view(size: tuple[int, int], pa
             box = button.bounding_box()
             assert box is not None
             assert min(box["width"], box["height"]) >= 44  # what a finger hits
-        assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        for view in ("One image", "Grid"):
+            page.get_by_role("button", name=view).click()
+            assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
 
 
 def test_every_control_has_a_name_and_dialogs_keep_keys(page: Page, reviewed: Desk) -> None:
@@ -322,6 +329,42 @@ def test_the_token_opens_the_page_and_leaves_the_address(page: Page, reviewed: D
         begin(page, f"{url}/#the-token", "ada")
         expect(page.locator("#one img")).to_be_visible()
         assert "the-token" not in page.url
+
+
+def test_a_server_that_was_started_anew_asks_for_its_new_token(page: Page, reviewed: Desk) -> None:
+    """The decision waits; the new address in the same window sends it."""
+    with served(reviewed, "old-token") as url:
+        begin(page, f"{url}/#old-token", "ada")
+        expect(page.locator("#one img")).to_be_visible()
+        page.context.clear_cookies()  # as good as a server that has forgotten them
+        page.keyboard.press("a")
+        expect(page.locator("#banner")).to_contain_text(
+            "open the whole address that it printed, here. 1 decision waits"
+        )
+        page.evaluate("location.hash = 'old-token'")
+        saved(page, 1, len(reviewed.items("ada")))
+    assert [event.verdict for event in reviewed.store.events()] == ["accept"]
+
+
+def test_the_page_cannot_be_used_without_a_name(page: Page, reviewed: Desk) -> None:
+    with served(reviewed) as url:
+        page.goto(url)
+        expect(page.locator("#welcome")).to_be_visible()
+        page.keyboard.press("Escape")
+        expect(page.get_by_label("Your name")).to_be_visible()
+
+
+def test_what_was_accepted_in_other_rounds_counts_towards_the_target(page: Page, reviewed: Desk) -> None:
+    given = reviewed.material
+    half = [given.candidates.where(set=name) for name in "ab"]
+    for item in given.queue("ada"):
+        if (item.set, item.shown_as) == ("b", "candidate"):
+            reviewed.store.add(vote(item, "ada", "accept"))
+    second = replace(given, candidates=half[0], others=half[1].with_values(lambda _: {"set": "a"}))
+    with served(desk(second, reviewed.store)) as url:
+        begin(page, url, "ada")
+        expect(page.locator(".accepted").first).to_have_text("0 accepted, 6 in other rounds")
+        expect(page.locator(".sets progress").first).to_have_attribute("value", "6")
 
 
 def test_a_key_held_down_decides_once(page: Page, reviewed: Desk) -> None:

@@ -8,8 +8,8 @@ import pytest
 from synthvision.review.policy import PhysicianPolicy
 
 POLICY = PhysicianPolicy(
-    accept=4, per_set=None, reads=1, readers=[], rule="majority", salt=0.1, repeats=0.1, seed=0, max_similarity=0.95,
-    min_change=0.01,
+    accept=4, per_set=None, reads=1, readers=[], rule="majority", rounds="alike", salt=0.1, repeats=0.1, seed=0,
+    max_similarity=0.95, min_change=0.01,
 )  # fmt: skip
 
 
@@ -17,7 +17,8 @@ POLICY = PhysicianPolicy(
     ("key", "value"),
     [
         ("accept", 0), ("per_set", [150, 100]), ("per_set", [1]), ("per_set", [0, 0]), ("reads", 0), ("rule", "most"),
-        ("readers", ["ada", "ada"]), ("salt", 1.5), ("repeats", -0.1), ("max_similarity", 0), ("min_change", 1),
+        ("rounds", "all"), ("readers", ["ada", "ada"]), ("salt", 1.5), ("repeats", -0.1), ("max_similarity", 0),
+        ("min_change", 1),
     ],
 )  # fmt: skip
 def test_a_bad_value_names_its_key(key: str, value: object) -> None:

@@ -111,3 +111,14 @@ def test_no_cell_is_a_formula(tmp_path: Path) -> None:
         wild_desk = Desk(type(given)(wild, *list(vars(given).values())[1:]), store, {})
         write_sheet(tmp_path / "sheet", wild_desk, "ada")
     assert {row["description"] for row in rows(tmp_path / "sheet")} == {"'=HYPERLINK(1)"}
+
+
+def test_a_note_like_a_formula_comes_back_as_it_was(reviewed: Desk, tmp_path: Path) -> None:
+    folder = tmp_path / "sheet"
+    write_sheet(folder, reviewed, "ada")
+    edit(folder, lambda number, row: {"decision": "unsure", "note": "-2 lesions?"} if number == 0 else row)
+    assert read_sheet(folder, reviewed, "ada") == 1
+    write_sheet(folder, reviewed, "ada")
+    assert rows(folder)[0]["note"] == "'-2 lesions?"
+    assert read_sheet(folder, reviewed, "ada") == 0
+    assert [event.note for event in reviewed.store.events()] == ["-2 lesions?"]

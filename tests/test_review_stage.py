@@ -3,13 +3,17 @@
 import csv
 import json
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from reviews import drawn, material, vote
 from test_pipeline import finished, folder_of, run, runs_of, start
 
 from synthvision.manifest import Manifest
-from synthvision.stages.reading import Session
+from synthvision.review.queue import Item
+from synthvision.review.store import Store
+from synthvision.stages.reading import Session, _tell_if_sizes_tell
 
 PHYSICIAN = ("review=physician", "stage=classify")
 
@@ -49,6 +53,23 @@ def test_a_waiting_study_has_a_finished_run_and_no_classifier(waiting: Path) -> 
     assert "24 decisions are missing" in runs[0].data.tags["waits_for"]
 
 
+def a_second_round_adds_to_the_first(folder: Path, database: Path, first: Manifest) -> None:
+    """Other prompts, six images, three of them accepted: the classifier learns from them and from the first round's."""
+    prompts = folder / "prompts.yaml"
+    prompts.write_text("- {prompt: photo of three small sks papules, variants: 6}\n")
+    second = (*PHYSICIAN, f"generate.prompts={prompts}")
+    output = run(folder, *second)
+    assert "the study waits for its readers: 6 decisions are missing: 6 decisions on 6 of 6 images" in output
+    with Store(database) as store:
+        for number, record in enumerate(Manifest.read(folder_of(folder, "generate") / "manifest.csv", first.root)):
+            item = Item(f"token {number}", record, "candidate", "read", record.set, record.prompt)
+            store.add(vote(item, "ada", "accept" if number < 3 else "reject"))
+    run(folder, *second, "review.accept=30")
+    training = Manifest.read(folder_of(folder, "classify") / "training.csv", first.root).where(origin="synthetic")
+    assert set(first.column("sha256")) < set(training.column("sha256"))
+    assert len(training.where(prompt="photo of three small sks papules")) == 3
+
+
 def test_it_goes_on_with_what_was_decided_and_notices_what_was_altered(waiting: Path) -> None:
     output = read_by(waiting, "ada", 14)
     assert "27 new decisions of ada" in output
@@ -78,6 +99,7 @@ def test_it_goes_on_with_what_was_decided_and_notices_what_was_altered(waiting: 
     assert "27 decisions and undos, chain unbroken" in run(waiting, "stage=review", "stage.action=verify")
 
     database = waiting / "studies" / "phantom" / "decisions" / "decisions.sqlite"
+    a_second_round_adds_to_the_first(waiting, database, accepted)
     with sqlite3.connect(database) as db:
         db.executescript("drop trigger events_stay; update events set verdict = 'unsure' where seq = 3;")
     db.close()
@@ -100,3 +122,12 @@ def test_it_goes_on_with_what_was_decided_and_notices_what_was_altered(waiting: 
 def test_a_session_names_its_key(values: dict[str, str], key: str) -> None:
     with pytest.raises(ValueError, match=key):
         Session(**values)  # type: ignore[arg-type]
+
+
+def test_real_images_of_another_size_are_said_to_tell_themselves(tmp_path: Path) -> None:
+    given, told = material(tmp_path, 4, 2, salt=0.5), []
+    _tell_if_sizes_tell(given, told.append)
+    assert told == []
+    larger = drawn(tmp_path, "larger", 2, 3, side=48, origin="real", split="val")
+    _tell_if_sizes_tell(replace(given, real=larger), told.append)
+    assert "candidates are 24 pixels wide and the real images among them 48" in told[0]

@@ -1,6 +1,7 @@
 """The store: any interleaving of votes, undos, repeats and crashes keeps the chain; every altered byte is found."""
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -14,8 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from reviews import POLICY
 
-from synthvision.review.store import ChainError, ConflictError, Event, Head, Key, Store
+from synthvision.manifest import Manifest, Record
+from synthvision.review.export import complete, export, missing
+from synthvision.review.store import VERDICTS, ChainError, ConflictError, Event, Head, Key, Store
 
 READERS, IMAGES = ("ada", "grace"), ("a" * 64, "b" * 64, "c" * 64)
 REASON = "artefact"
@@ -28,30 +32,40 @@ def event(number: int, reader: str = "ada", image: str = IMAGES[0], **values: ob
     return Event(f"id-{number}", reader, image=image, **{**fixed, **more, "supersedes": "", "page": "p", **values})  # type: ignore[arg-type]
 
 
+CANDIDATES = Manifest(
+    tuple(Record(f"x-{image[0]}", f"{image[0]}.png", image, "lesion", "synthetic") for image in IMAGES), Path()
+)
+
+
+def wanted(rule: str, votes: list[str]) -> bool:
+    """Say again, and more plainly, whether two readers' verdicts accept an image."""
+    return votes.count("accept") >= {"any": 1, "majority": 2, "all": 2}[rule]
+
+
 class Interleaving(RuleBasedStateMachine):
-    """Two readers decide, undo, send twice, come too late and are cut off; a list per key is the model."""
+    """Two readers decide, undo, send twice, come too late and are cut off; a list of verdicts per key is the model."""
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.file = Path(self.folder.name) / "decisions.sqlite"
         self.store = Store(self.file)
-        self.model: dict[Key, list[str]] = {}
+        self.model: dict[Key, list[tuple[str, str]]] = {}  # id and verdict of what was decided and not undone
         self.sent: list[Event] = []
         self.heads: list[Head] = []
 
     def top(self, reader: str, image: str) -> str:
-        return ["", *self.model.get((reader, "read", image, "candidate"), [])][-1]
+        return [("", ""), *self.model.get((reader, "read", image, "candidate"), [])][-1][0]
 
     def send(self, new: Event) -> None:
         assert self.store.add(new) == len(self.sent) + 1
         self.sent.append(new)
 
-    @rule(reader=st.sampled_from(READERS), image=st.sampled_from(IMAGES), verdict=st.sampled_from(["accept", "reject"]))
+    @rule(reader=st.sampled_from(READERS), image=st.sampled_from(IMAGES), verdict=st.sampled_from(VERDICTS))
     def decide(self, reader: str, image: str, verdict: str) -> None:
         new = event(len(self.sent), reader, image, verdict=verdict, supersedes=self.top(reader, image))
         self.send(new)
-        self.model.setdefault(new.key, []).append(new.id)
+        self.model.setdefault(new.key, []).append((new.id, verdict))
 
     @rule(reader=st.sampled_from(READERS), image=st.sampled_from(IMAGES))
     def undo(self, reader: str, image: str) -> None:
@@ -83,13 +97,43 @@ class Interleaving(RuleBasedStateMachine):
         self.store.close()
         self.store = Store(self.file)
 
+    @rule(torn=st.binary(max_size=200))
+    def kill(self, torn: bytes) -> None:
+        """The server is killed: what lies on the disk at this moment, and a part of what it was writing, is left."""
+        left = Path(tempfile.mkdtemp(dir=self.folder.name))
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{self.file}{suffix}", left)
+        with (left / f"{self.file.name}-wal").open("ab") as log:
+            log.write(torn)
+        self.store.close()
+        self.file = left / self.file.name
+        self.store = Store(self.file)
+
     @invariant()
     def the_chain_holds_and_all_is_there_once(self) -> None:
         head = self.store.verify(self.heads)
         self.heads = [*self.heads, head][-5:]
         assert [each.id for each in self.store.events()] == [each.id for each in self.sent]
-        wanted = {key: stack[-1] for key, stack in self.model.items() if stack}
-        assert {key: each.id for key, each in self.store.current().items()} == wanted
+        top = {key: stack[-1][0] for key, stack in self.model.items() if stack}
+        assert {key: each.id for key, each in self.store.current().items()} == top
+
+    @invariant()
+    def the_export_is_the_model_s(self) -> None:
+        """Two readers are wanted: what is missing is counted, and what is complete follows the rule."""
+        stacks = [[self.model.get((name, "read", image, "candidate"), []) for name in READERS] for image in IMAGES]
+        votes = [[stack[-1][1] for stack in both if stack] for both in stacks]
+        current = self.store.current()
+        for name in ("any", "majority", "all"):
+            policy = replace(POLICY, reads=2, rule=name)
+            assert missing(CANDIDATES, current, policy).decisions == sum(2 - len(each) for each in votes)
+            ready = complete(CANDIDATES, current, policy)
+            assert [record.sha256 for record in ready] == [
+                image for image, each in zip(IMAGES, votes, strict=True) if len(each) == 2
+            ]
+            accepted = {i for i, each in zip(IMAGES, votes, strict=True) if len(each) == 2 and wanted(name, each)}
+            if accepted:
+                exported = export(ready, current, policy).where(decision="accept")
+                assert set(exported.column("sha256")) == accepted
 
     def teardown(self) -> None:
         self.store.close()
@@ -97,7 +141,7 @@ class Interleaving(RuleBasedStateMachine):
 
 
 TestInterleaving = Interleaving.TestCase
-TestInterleaving.settings = settings(max_examples=12, stateful_step_count=20, deadline=None)
+TestInterleaving.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
 
 
 @pytest.fixture
@@ -142,6 +186,19 @@ def test_every_byte_of_a_decision_is_under_the_chain(file: Path, tmp_path: Path)
         altered = tmp_path / "altered.sqlite"
         altered.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
         with pytest.raises(ChainError):
+            content(altered)
+        for each in tmp_path.glob("altered*"):
+            each.unlink()
+
+
+def test_every_byte_of_the_table_s_names_is_looked_at(file: Path, tmp_path: Path) -> None:
+    """A column of another name, or a trigger that lets rows be removed, is not the store that was made."""
+    data = file.read_bytes()
+    start = data.index(b"CREATE TABLE events")
+    for place in range(start, data.index(b"hash not null", start), 5):
+        altered = tmp_path / "altered.sqlite"
+        altered.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises((ChainError, ValueError)):
             content(altered)
         for each in tmp_path.glob("altered*"):
             each.unlink()

@@ -13,6 +13,7 @@ from synthvision.data.images import read_rgb
 from synthvision.manifest import Manifest, Record
 from synthvision.stages.composition import training_phases
 from synthvision.stages.context import Context
+from synthvision.stages.dreambooth import SetTask, train_set
 from synthvision.stages.prepare import draw_phantoms, source_digest
 from synthvision.study import Arm, Phase, Study
 
@@ -24,6 +25,13 @@ def study(tmp_path: Path) -> Study:
     few = "dataset.phantom.images={lesion: 2, normal: 2}"
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return study_of(compose("config", [f"root={tmp_path}", few, "dataset.phantom.guides=1"]))
+
+
+def test_a_side_that_generate_would_refuse_is_refused_before_training(study: Study, tmp_path: Path) -> None:
+    wide = replace(study, generate=replace(study.generate, resolution=72))  # a multiple of 8, but the UNet halves twice
+    task = SetTask(wide, Manifest((), tmp_path), tmp_path / "out", tmp_path / "work")
+    with pytest.raises(ValueError, match=r"generate\.resolution must be a multiple of 16 for package:tiny; it is 72"):
+        train_set(task)
 
 
 @pytest.fixture

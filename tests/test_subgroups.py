@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from synthvision.evaluation.intervals import delong, wilson
-from synthvision.evaluation.subgroups import MINIMUM, subgroups
+from synthvision.evaluation.subgroups import MINIMUM, subgroups, worth_showing
 
 RNG = np.random.default_rng(0)
 TONE = np.array(["fair", "dark", "brown"])[np.arange(300) % 3]
@@ -46,3 +46,13 @@ def test_too_few_images_of_a_kind_give_no_number(positives, others):
     assert (group.sensitivity is None) == (positives < MINIMUM)
     assert (group.specificity is None) == (others < MINIMUM)
     assert group.auc is None
+
+
+def test_combinations_of_which_nothing_can_be_said_are_not_shown():
+    part = np.where(np.arange(300) < 290, "face", "neck")
+    both = [f"{tone}, {place}" for tone, place in zip(TONE, part, strict=True)]
+    columns = {"skin_tone": TONE.tolist(), "body_part": part.tolist(), "skin_tone and body_part": both}
+    groups = subgroups(columns, TRUTH, TRUTH, RNG.random(300))
+    shown = worth_showing(groups)
+    assert {group.value for group in groups} - {group.value for group in shown} == {f"{t}, neck" for t in set(TONE)}
+    assert next(group for group in shown if group.value == "neck").sensitivity is None  # a single column's value stays

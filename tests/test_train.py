@@ -293,3 +293,46 @@ def test_the_folder_holds_every_rules_threshold_and_the_temperature(undisturbed)
     assert loaded.thresholds["logistic"] == loaded.threshold
     assert set(loaded.thresholds) == set(RULES)
     assert loaded.temperature > 0
+
+
+CONSTANT = replace(CONFIG, schedule="constant", warmup_epochs=0, ema=0.9)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "plateau"])
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_a_budget_is_bit_for_bit_the_run_trained_alone_so_long(splits, tmp_path, schedule, optimizer):
+    config = replace(CONSTANT, schedule=schedule, optimizer=optimizer, plateau_patience=0)
+    whole = run(splits, tmp_path / "whole", replace(config, budgets=(1, 2, 4)))
+    assert list(whole.budgets) == [1, 2, 4]
+    for epochs, read_off in whole.budgets.items():
+        assert_same(read_off, run(splits, tmp_path / f"{epochs}", replace(config, epochs=epochs)))
+    assert_same(whole, whole.budgets[4])
+    assert whole.budgets[1].history != whole.history
+
+
+def test_budgets_survive_an_interruption(splits, tmp_path, monkeypatch):
+    config = replace(CONSTANT, budgets=(1, 3))
+    undisturbed = run(splits, tmp_path / "whole", config)
+    for moment in ((1, 0), (3, 1)):
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, moment, InterruptionError)
+            with pytest.raises(InterruptionError):
+                run(splits, tmp_path / "stopped", config)
+    resumed = run(splits, tmp_path / "stopped", config)
+    for epochs in (1, 3):
+        assert_same(resumed.budgets[epochs], undisturbed.budgets[epochs])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": "cosine"}, r"classifier.schedule must be constant or plateau .*no part of a longer.*'cosine'"),
+        ({"stop_after": 3}, r"classifier.stop_after must be null .*may end before.*3"),
+        ({"budgets": (2, 1)}, r"classifier.budgets must be rising numbers of epochs.*\(2, 1\)"),
+        ({"budgets": (1, 5)}, r"classifier.budgets .*at most epochs=4.*\(1, 5\)"),
+        ({"warmup_epochs": 1}, r"classifier.budgets .*above warmup_epochs=1"),
+    ],
+)
+def test_budgets_that_would_not_hold_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(CONSTANT, **{"budgets": (1, 2), **changes})

@@ -35,6 +35,7 @@ from synthvision.stages.pretrain import run_pretrain
 from synthvision.stages.reading import Session, read
 from synthvision.stages.report import run_report
 from synthvision.stages.review import check_decided, decisions_digest, run_review
+from synthvision.stages.rounds import rounds_digest
 from synthvision.stages.superres import run_superres
 from synthvision.study import Study
 from synthvision.tracking import Run, Store, TrackingConfig, open_store
@@ -103,8 +104,9 @@ def _classify_config(study: Study) -> Mapping[str, Any]:
 
 
 def _review_config(study: Study) -> Mapping[str, Any]:
-    decisions = {"decisions": decisions_digest(study)} if isinstance(study.review, PhysicianPolicy) else {}
-    return {**_of("review")(study), **decisions}
+    if not isinstance(study.review, PhysicianPolicy):
+        return _of("review")(study)
+    return {**_of("review")(study), "decisions": decisions_digest(study), "rounds": rounds_digest(study.folder)}
 
 
 def _predict_config(study: Study) -> Mapping[str, Any]:
@@ -149,7 +151,7 @@ STAGES: Mapping[str, Stage] = {
         ("prepare", "review", "classify"), _evaluate_config, run_evaluate, (*_CLASSIFICATION, "evaluation")
     ),
     "report": Stage(
-        ("prepare", "dreambooth", "review", "classify", "evaluate", "external"),
+        ("prepare", "dreambooth", "generate", "review", "classify", "evaluate", "external"),
         lambda study: {**_of("study", "seed", "arm")(study), **_evaluate_config(study), "openings": _openings(study)},
         run_report,
         (*_MANIFEST, "predictions.py", "evaluation"),
@@ -334,6 +336,9 @@ class _Runner:
             tracked.note(f"Remake it:\n\n```\n{self.command(record.stage)}\n```\n")
             result = stage.run(self._context(record.stage, folder, tracked))
             self._log(tracked, result)
+            for epochs, part in result.budgets.items():
+                with self.store.budget_run(epochs, self.resolved, tags) as read_off:
+                    self._log(read_off, part)
             finished = replace(
                 record,
                 output=artifact.tree_digest(folder),

@@ -15,6 +15,7 @@ from synthvision.data.phantom import PhantomConfig
 from synthvision.data.rules import Rules
 from synthvision.diffusion.backbone import BackboneConfig
 from synthvision.diffusion.dreambooth import DreamBoothConfig, Subject
+from synthvision.diffusion.encoder import existing
 from synthvision.diffusion.memorisation import GateConfig
 from synthvision.diffusion.plan import GenerationConfig
 from synthvision.diffusion.pretrain import PretrainConfig
@@ -262,6 +263,7 @@ class Study:
     Raises:
         ValueError: a class has no test images to be judged on, or fewer candidates are made than are wanted: both would
             show only after hours of work.
+        FileNotFoundError: there is no safety checker or encoder where the config says, which would show as late.
     """
 
     study: str
@@ -293,6 +295,10 @@ class Study:
         self._check_arm()
         if self.generates:
             self._check_candidates()
+            models = {"generate.safety_checker": self.generate.safety_checker}
+            for key, folder in {**models, "memorisation.encoder": self.memorisation.encoder}.items():
+                if folder:
+                    existing(folder, key)
 
     def _check_arm(self) -> None:
         """Refuse an arm that asks for more images than there can be, or for classes that there are not."""
@@ -317,6 +323,8 @@ class Study:
         return self.disease.positive if name == "real" else name
 
     def _check_candidates(self) -> None:
+        if isinstance(self.review, PhysicianPolicy):  # other rounds add to what one gives, and fewer may be used
+            return
         file, count = self.generate.prompts, self.generate.candidates
         if file:
             rows = read_prompts(file, self.disease.attributes)

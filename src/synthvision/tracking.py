@@ -264,6 +264,18 @@ class Store:
             run.log_config(config_text)
             yield run
 
+    @contextmanager
+    def budget_run(self, epochs: int, params: Mapping[str, Any], tags: Mapping[str, object]) -> Iterator[Run]:
+        """Open the run of a budget, below the open run of the training that it is read off.
+
+        Its parameters are those of the run that was trained alone to this budget.
+        """
+        alone = {**params, "classifier": {**params["classifier"], "epochs": epochs, "budgets": []}}
+        of = {**tags, "stage": "budget", "budget": epochs}
+        with self._run(f"epoch {epochs}", of, system_metrics=False) as run:
+            run.log_params(alone)
+            yield run
+
     def register(self, wanted: RegistryConfig) -> Registered:
         """Register the best finished classifier and point the alias at it; the same run is registered once.
 

@@ -15,6 +15,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import Strategy
 
 LAST = "last.ckpt"
+LOG_EVERY = 10  # steps
 SCHEDULES = ("constant", "cosine")
 
 
@@ -44,6 +45,11 @@ def lr_factor(step: int, warmup: int, total: int, schedule: str) -> float:
     if schedule == "cosine":
         return (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup)))) / 2
     return 1.0
+
+
+def is_logged(step: int) -> bool:
+    """Tell whether a step's values are written. To hand Lightning the others as well is a tenth of a small step."""
+    return (step + 1) % LOG_EVERY == 0
 
 
 class Steps:
@@ -134,7 +140,7 @@ def fit_steps(
         gradient_clip_val=gradient_clip,
         callbacks=[*callbacks, KeepLast(work, checkpoint_every), TQDMProgressBar(refresh_rate=10)],
         logger=logger or False,
-        log_every_n_steps=10,
+        log_every_n_steps=LOG_EVERY,
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,  # a step's number is all that a rank is given; it takes its share itself

@@ -51,6 +51,9 @@ class ClassifierConfig:
         layer_decay: factor on the learning rate from each layer to the one below (Bao et al., ICLR 2022); 1: off.
         frozen_layers: so many layers from the input on are not trained: of a ViT first the embedding, then its blocks.
         gradient_clip: greatest norm of a step's gradient; None for any.
+        budgets: numbers of epochs, in rising order, at which the run is read off as well. What is read off is, bit for
+            bit on a CPU, the run that was trained alone for so many epochs. All budgets of a run lie on one
+            trajectory: they are no independent trials.
 
     Raises:
         ValueError: a value breaks its rule; the message names key, rule and value.
@@ -79,6 +82,7 @@ class ClassifierConfig:
     layer_decay: float = 1.0
     frozen_layers: int = 0
     gradient_clip: float | None = None
+    budgets: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         self._require(self.optimizer in OPTIMIZERS, "optimizer", f"one of {tuple(OPTIMIZERS)}")
@@ -97,6 +101,7 @@ class ClassifierConfig:
         self._require(0 < self.plateau_factor < 1, "plateau_factor", "in (0, 1)")
         self._require(0 < self.layer_decay <= 1, "layer_decay", "in (0, 1]")
         self._require_weights()
+        self._require_budgets()
 
     def _require_weights(self) -> None:
         weights = self.class_weights
@@ -106,6 +111,20 @@ class ClassifierConfig:
         self._require(numbers or weights == BALANCED, "class_weights", "null, balanced or a number above 0 per class")
         self._require(
             self.samples_per_epoch is None, "class_weights", "null where samples_per_epoch already balances the classes"
+        )
+
+    def _require_budgets(self) -> None:
+        budgets = list(self.budgets)
+        if not budgets:
+            return
+        rising = budgets == sorted(set(budgets)) and budgets[0] > self.warmup_epochs and budgets[-1] <= self.epochs
+        within = f"above warmup_epochs={self.warmup_epochs} and at most epochs={self.epochs}"
+        self._require(rising, "budgets", f"rising numbers of epochs, {within}")
+        # The plateau's rule looks at epochs that are over; the cosine's rate depends on those that are to come.
+        reason = "where there are budgets: a cosine comes down to 0 at the last epoch, so that a run to a budget is "
+        self._require(self.schedule != "cosine", "schedule", f"constant or plateau {reason}no part of a longer one")
+        self._require(
+            self.stop_after is None, "stop_after", "null where there are budgets: the run may end before one is reached"
         )
 
     def _require(self, holds: bool, name: str, rule: str) -> None:

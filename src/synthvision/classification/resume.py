@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from synthvision.classification.model import save_weights
+from synthvision.artifact import write_bytes
+from synthvision.classification.model import WEIGHTS_FILE, save_weights
 from synthvision.classification.module import Classifier
 from synthvision.classification.recipe import PLATEAU
 from synthvision.classification.schedule import plateau_factor
@@ -18,23 +20,37 @@ LAST = "last.ckpt"
 BEST = "best"
 
 
+def best_weights(work: Path, budget: int | None = None) -> Path:
+    """Return the file of the best weights of the whole run, or of its first `budget` epochs."""
+    return work / (BEST if budget is None else f"{BEST}_of_{budget:04}") / WEIGHTS_FILE
+
+
+def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
+    """Return the epoch of the least validation loss, the first of equals."""
+    return min(range(len(history)), key=lambda epoch: history[epoch]["val/loss"])
+
+
 class EpochKeeper(Callback):
     """Keeps the history, the best epoch by validation loss, and what a killed run needs to go on.
 
-    The weights of the best epoch are written before the checkpoint that knows of them: a run killed in between repeats
-    that epoch, with the same draws, and writes the same weights again.
+    The best weights, of the whole run and up to each budget, are written before the checkpoint that knows of
+    them: a run killed in between repeats that epoch, with the same draws, and writes the same weights again.
     """
 
     def __init__(self, work: Path) -> None:
         self.work = work
         self.history: list[dict[str, float]] = []
-        self.best_epoch = -1
 
     def on_train_epoch_start(self, _: Trainer, pl_module: LightningModule) -> None:
         """Set what follows from the epochs before."""
         assert isinstance(pl_module, Classifier)
         if pl_module.config.schedule == PLATEAU:
             pl_module.plateau_factor = plateau_factor([row["val/loss"] for row in self.history], pl_module.config)
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch of the least validation loss so far; one at least must be over."""
+        return best_epoch(self.history)
 
     @property
     def checkpoint(self) -> Path | None:
@@ -53,9 +69,10 @@ class EpochKeeper(Callback):
             raise ValueError(
                 f"val/loss must be finite; it is {values['val/loss']} in epoch {epoch}; lower classifier.lr"
             )
-        if epoch == 0 or values["val/loss"] < self.history[self.best_epoch]["val/loss"]:
-            self.best_epoch = epoch
+        if self.best_epoch == epoch:
             save_weights(pl_module.kept, self.work / BEST, half=False)
+        if epoch + 1 in pl_module.config.budgets:
+            write_bytes(best_weights(self.work, epoch + 1), best_weights(self.work).read_bytes())
         # Lightning writes through the system's temporary folder, from which a move need not be atomic.
         partial = self.work / f".{LAST}"
         trainer.save_checkpoint(partial, weights_only=False)
@@ -65,7 +82,7 @@ class EpochKeeper(Callback):
 
     def is_over(self, stop_after: int | None) -> bool:
         """Tell whether so many epochs have passed since the best one that training ends early."""
-        return stop_after is not None and len(self.history) - 1 - self.best_epoch >= stop_after
+        return stop_after is not None and bool(self.history) and len(self.history) - 1 - self.best_epoch >= stop_after
 
     def restore(self) -> None:
         """Take up the state that the checkpoint holds, before a trainer does: a run that is over trains no more."""
@@ -75,8 +92,8 @@ class EpochKeeper(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the checkpoint stores."""
-        return {"history": self.history, "best_epoch": self.best_epoch}
+        return {"history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the state of the run that wrote the checkpoint."""
-        self.history, self.best_epoch = list(state_dict["history"]), state_dict["best_epoch"]
+        self.history = list(state_dict["history"])

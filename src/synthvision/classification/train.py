@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,11 @@ from pytorch_lightning.loggers import Logger
 
 from synthvision.classification.batches import EvalBatches, TrainBatches
 from synthvision.classification.calibration import fit_temperature
-from synthvision.classification.model import WEIGHTS_FILE
 from synthvision.classification.module import Classifier
 from synthvision.classification.predict import TrainedModel, predict, read_network, save_classifier
 from synthvision.classification.recipe import ClassifierConfig
 from synthvision.classification.reference import fit_reference, write_reference
-from synthvision.classification.resume import BEST, EpochKeeper
+from synthvision.classification.resume import EpochKeeper, best_epoch, best_weights
 from synthvision.classification.threshold import thresholds_by_rule
 from synthvision.data.cache import ImageCache
 from synthvision.data.images import read_rgb
@@ -27,6 +26,7 @@ from synthvision.manifest import Manifest
 from synthvision.predictions import Predictions
 from synthvision.training import best_device
 
+BUDGETS = "budgets"
 __all__ = ["ClassifierConfig", "Trained", "predict", "train"]
 
 
@@ -39,6 +39,7 @@ class Trained:
     best_epoch: int  # counted from 0
     threshold: float  # on the probability of the first class
     val_predictions: Predictions
+    budgets: Mapping[int, Trained] = field(default_factory=dict)  # what each of classifier.budgets gave
 
 
 def train(
@@ -54,6 +55,8 @@ def train(
     cache: ImageCache | None = None,
 ) -> Trained:
     """Train on `train`, choose epoch and threshold on `val`, and write the classifier to `out/weights`.
+
+    The classifier of a budget of 20 epochs goes to `out/budgets/0020/weights`.
 
     Args:
         train, val: images with labels; both must hold every class.
@@ -76,10 +79,34 @@ def train(
     val_batches = EvalBatches(val_data, config.batch_size)
     counts = np.bincount(train_data.labels.numpy(), minlength=len(classes)).tolist()
     module = Classifier(config, len(classes), len(batches), seed, counts, start)
-    keeper = _fit(module, batches, val_batches, work, logger)
+    history = _fit(module, batches, val_batches, work, logger).history
 
-    network = read_network(config.model, len(classes), work / BEST / WEIGHTS_FILE)
-    model = TrainedModel(network, config.model, tuple(classes), threshold=0.5, epoch=keeper.best_epoch)
+    def finish(epochs: int, weights: Path, folder: Path) -> Trained:
+        """Write the classifier of the first `epochs` epochs as if no more had been asked for."""
+        alone = replace(config, epochs=epochs, budgets=())
+        return _finish(alone, history[:epochs], weights, folder, classes, val, train_data, val_data, seed)
+
+    budgets = {
+        budget: finish(budget, best_weights(work, budget), out / BUDGETS / f"{budget:04}") for budget in config.budgets
+    }
+    return replace(finish(config.epochs, best_weights(work), out), budgets=budgets)
+
+
+def _finish(
+    config: ClassifierConfig,
+    history: list[dict[str, float]],
+    weights: Path,
+    out: Path,
+    classes: Sequence[str],
+    val: Manifest,
+    train_data: ImageTensors,
+    val_data: ImageTensors,
+    seed: int,
+) -> Trained:
+    """Choose threshold and temperature on validation images, and write the classifier."""
+    best = best_epoch(history)
+    network = read_network(config.model, len(classes), weights)
+    model = TrainedModel(network, config.model, tuple(classes), threshold=0.5, epoch=best)
     predictions = model.predict(val, config.batch_size)
     truth = np.array([list(classes).index(label) for label in predictions.label])
     thresholds = thresholds_by_rule(predictions.of(classes[0]), truth == 0, config.threshold)
@@ -89,7 +116,7 @@ def train(
     chosen = replace(model, threshold=threshold, thresholds=thresholds, temperature=temperature, prepared=prepared)
     save_classifier(chosen, {**asdict(config), "seed": seed}, out / "weights")
     write_reference(fit_reference(chosen, train_data.pixels(), val_data.pixels()), out / "weights")
-    return Trained(out / "weights", keeper.history, keeper.best_epoch, threshold, predictions)
+    return Trained(out / "weights", history, best, threshold, predictions)
 
 
 def _check(train: Manifest, val: Manifest, classes: Sequence[str], config: ClassifierConfig) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,12 +43,6 @@ CLASS_NOUN = "spots"  # what any benign mark may also be called
 COLUMNS = ("file", "label", "patient", "skin_tone", "body_part", "caption")
 CELLS = 16  # squares per side in which a pool says what marks are where
 IMAGES_PER_PATIENT = (1, 4)
-# Groups of benign marks: shares of pictures with none, one, two. In a lesion's picture the lesion is one more group, so
-# that the classes have about as many groups each: how much there is to see shall not tell them apart.
-BENIGN_GROUPS = {"lesion": (0.85, 0.15, 0.0), "normal": (0.05, 0.35, 0.6), "other": (0.0, 0.5, 0.5)}
-# Of pictures with two groups of benign marks, those in which the second lies on the first. Else whatever is dark within
-# pale, or red around dark, would be a lesion, and who looks for the unusual would find the disease without knowing it.
-OVERLAPS = 0.6
 # What a caption may say; the text encoder first learns to tell these from the words.
 FACTS = (
     *TONES,
@@ -56,6 +50,27 @@ FACTS = (
     *MARKS,
     *(f"{value} {kind}" for kind in MARKS for value in (*COUNTS, *SIZES, *ARRANGEMENTS, ON_TOP)),
 )
+
+
+@dataclass(frozen=True)
+class Clutter:
+    """The benign marks in pictures.
+
+    Args:
+        groups: of each class, the shares of pictures with no group of marks, one, two, ...
+        overlaps: of pictures with several groups, the share in which the second lies on the first. Else whatever is
+            dark within pale, or red around dark, would be a lesion, and who looks for the unusual would find the
+            disease without knowing it.
+    """
+
+    groups: Mapping[str, Sequence[float]]
+    overlaps: float
+
+
+# Who has the disease has moles as well. A lesion's picture has fewer of them, so that the classes show about as much:
+# how much there is to see shall not tell them apart.
+STUDY = Clutter({"lesion": (0.25, 0.5, 0.25), "normal": (0.0, 0.05, 0.4, 0.55), "other": (0.0, 0.5, 0.5)}, 0.6)
+POOL = Clutter({"normal": (0.05, 0.35, 0.6), "other": (0.0, 0.5, 0.5)}, 0.6)  # what the shipped weights were trained on
 GUIDE_STREAM = 1_000_000  # keeps guides' random draws apart from every class's
 
 
@@ -113,11 +128,11 @@ def random_benign(rng: np.random.Generator) -> Mark:
     return Mark(*(str(rng.choice(list(values))) for values in (MARKS, COUNTS, SIZES, ARRANGEMENTS)))
 
 
-def random_scene(rng: np.random.Generator, label: str, skin: Skin) -> Scene:
+def random_scene(rng: np.random.Generator, label: str, skin: Skin, clutter: Clutter = STUDY) -> Scene:
     """Draw a scene of a class on this patient's skin."""
-    groups = int(rng.choice(3, p=BENIGN_GROUPS[label]))
-    marks = [random_benign(rng) for _ in range(groups)]
-    if groups == 2 and rng.random() < OVERLAPS:
+    shares = clutter.groups[label]
+    marks = [random_benign(rng) for _ in range(int(rng.choice(len(shares), p=shares)))]
+    if len(marks) > 1 and rng.random() < clutter.overlaps:
         marks[1] = replace(marks[1], count=marks[0].count, arrangement=ON_TOP)
     if label == "lesion":
         marks.append(_random_lesion(rng))
@@ -205,7 +220,7 @@ def draw_pool(count: int, seed: int) -> Pool:
     for index in track(range(count), description="drawing phantoms"):
         rng = np.random.default_rng([seed, index])
         skin = draw_skin(rng, random_tone(rng))
-        scene = random_scene(rng, "other" if rng.random() < 0.6 else "normal", skin)
+        scene = random_scene(rng, "other" if rng.random() < 0.6 else "normal", skin, POOL)
         images[index], seen = draw(rng, skin, scene.part, scene.marks)
         for kind, mask in seen.items():
             where[index, MARKS.index(kind)] = mask.reshape(CELLS, SIZE // CELLS, CELLS, SIZE // CELLS).max((1, 3)) > 0.3

@@ -22,8 +22,10 @@ MARKS = ("moles", "freckles", "scratches", "papules", "redness", "rings", "pale 
 COUNTS = {"one": (1, 1), "few": (2, 4), "many": (6, 11)}
 # A lesion is larger than most benign marks and shows three of their colours: many more would be more to see than a
 # normal has, and who looks for that would find the disease.
-LESION_COUNTS = {"few": (2, 4), "many": (4, 7)}
+LESION_COUNTS = {"few": (2, 4), "many": (4, 6)}
 SIZES = {"small": 0.8, "medium": 1.1, "large": 1.5}
+# The centre of a pustule of 0.8 is smaller than a cell of the tiny autoencoder: no model behind that could draw it.
+LESION_SIZES = {**SIZES, "small": 0.95}
 ARRANGEMENTS = ("scattered", "clustered")
 ON_TOP = "on top"  # the arrangement of marks that lie on those of the group before: moles in rings, papules on redness
 STAGES = ("early", "mature", "crusted")
@@ -154,15 +156,16 @@ class _Canvas:
     # Marks.
 
     def paint_mark(self, mark: Mark) -> None:
-        low, high = (LESION_COUNTS if mark.kind == "lesion" else COUNTS)[mark.count]
+        lesion = mark.kind == "lesion"
+        low, high = (LESION_COUNTS if lesion else COUNTS)[mark.count]
         before = self.image.copy()
-        scale = SIZES[mark.size] * self.rng.uniform(0.88, 1.12)
-        self.contrast = float(self.rng.uniform(0.8, 1.2)) if mark.kind == "lesion" else 1.0
+        scale = (LESION_SIZES if lesion else SIZES)[mark.size] * self.rng.uniform(0.88, 1.12)
+        self.contrast = float(self.rng.uniform(0.9, 1.2)) if lesion else 1.0
         if mark.arrangement != ON_TOP:
             self.centres = tuple(self._centres(int(self.rng.integers(low, high + 1)), 4.0 * scale, mark.arrangement))
         painter = getattr(self, f"_{mark.kind.replace(' ', '_')}")
         for x, y in self.centres:
-            if mark.kind == "lesion":
+            if lesion:
                 painter(x, y, scale, mark.stage)
             else:
                 painter(x, y, scale)

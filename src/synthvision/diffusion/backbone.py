@@ -9,13 +9,14 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DDPMScheduler,
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     StableDiffusionPipeline,
@@ -85,25 +86,89 @@ class Latents:
 
 
 @dataclass(frozen=True)
-class Backbone:
+class Parts:
+    """What all latent diffusion models are made of, and how they are kept."""
+
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    scheduler_config: dict[str, Any]
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """All networks."""
+        return self.vae, self.unet
+
+    @property
+    def prediction_type(self) -> str:
+        """What the UNet predicts: "epsilon" or "v_prediction"."""
+        return str(self.scheduler_config.get("prediction_type", "epsilon"))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet lies."""
+        return torch.device(self.unet.device)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move all parts to a device, in place, and return self."""
+        for module in self.modules:
+            module.to(device)
+        return self
+
+    def alphas_cumprod(self) -> Tensor:
+        """Return the cumulative alphas of the latents' noise: float32 (timesteps,), on the CPU."""
+        return alphas_of(self.scheduler_config)
+
+    def pipeline(self, scheduler: Any = None) -> DiffusionPipeline:
+        """Return a diffusers pipeline that shares these parts; without a scheduler, it gets `sampler()`."""
+        raise NotImplementedError
+
+    def lay_out(self, memory_format: torch.memory_format) -> None:
+        """Order weights in memory, in place: convolutions run faster channels-last, on the CPU and on the GPU."""
+        self.unet.to(memory_format=memory_format)
+        self.vae.to(memory_format=memory_format)
+
+    def save(self, folder: Path) -> None:
+        """Write a diffusers folder of safetensors; whole or not at all. An older folder of that name is replaced."""
+        try:
+            self.lay_out(torch.contiguous_format)  # safetensors stores no other
+            replace_folder(folder, lambda partial: self.pipeline().save_pretrained(partial, safe_serialization=True))
+        finally:
+            self.lay_out(torch.channels_last)
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """Return the dtype of a network's weights, which its input must have."""
+    return next(module.parameters()).dtype
+
+
+def alphas_of(schedule: Mapping[str, Any]) -> Tensor:
+    """Return the cumulative alphas of a noise schedule: float32 (timesteps,), on the CPU."""
+    alphas: Tensor = DDPMScheduler.from_config(dict(schedule)).alphas_cumprod
+    return alphas
+
+
+@dataclass(frozen=True)
+class Backbone(Parts):
     """The parts of a latent diffusion model. The dataclass is frozen; its modules are trained in place."""
 
     config: BackboneConfig
-    vae: AutoencoderKL
-    unet: UNet2DConditionModel
     text_encoders: tuple[nn.Module, ...]  # one; SDXL: two
     tokenizers: tuple[CLIPTokenizer, ...]
-    scheduler_config: dict[str, Any]
 
     def __post_init__(self) -> None:
         self.vae.requires_grad_(False).eval()
         self.lay_out(torch.channels_last)
+        self.check_side(self.config.resolution, "backbone.resolution")
+
+    def check_side(self, side: int, key: str) -> None:
+        """Refuse a side of images, in pixels, that autoencoder and UNet cannot halve as often as they do.
+
+        Raises:
+            ValueError: the message names `key`.
+        """
         multiple = self.vae_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
-        if self.config.resolution % multiple:
-            raise ValueError(
-                f"backbone.resolution must be a multiple of {multiple} for {self.config.source}; "
-                f"it is {self.config.resolution}"
-            )
+        if side % multiple:
+            raise ValueError(f"{key} must be a multiple of {multiple} for {self.config.source}; it is {side}")
 
     @property
     def vae_factor(self) -> int:
@@ -117,25 +182,9 @@ class Backbone:
         return int(self.vae.config.latent_channels), side, side
 
     @property
-    def prediction_type(self) -> str:
-        """What the UNet predicts: "epsilon" or "v_prediction"."""
-        return str(self.scheduler_config.get("prediction_type", "epsilon"))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the UNet lies."""
-        return torch.device(self.unet.device)
-
-    def to(self, device: torch.device | str) -> Backbone:
-        """Move all parts to a device, in place, and return self."""
-        for module in (self.vae, self.unet, *self.text_encoders):
-            module.to(device)
-        return self
-
-    def alphas_cumprod(self) -> Tensor:
-        """Return the noise schedule's cumulative alphas: float32 (timesteps,), on the CPU."""
-        alphas: Tensor = DDPMScheduler.from_config(self.scheduler_config).alphas_cumprod
-        return alphas
+    def modules(self) -> tuple[nn.Module, ...]:
+        """All networks."""
+        return self.vae, self.unet, *self.text_encoders
 
     def sampler(self, kind: str = DPM) -> Any:
         """Return a fresh scheduler for this model's noise schedule: one of SCHEDULERS."""
@@ -176,21 +225,23 @@ class Backbone:
         conditioning = self.encode_text(prompts)
         if conditioning.pooled is None:
             return conditioning
-        keep = torch.tensor([float(bool(prompt)) for prompt in prompts], device=self.device)  # (B,)
+        said = [float(bool(prompt)) for prompt in prompts]
+        keep = torch.tensor(said, device=self.device, dtype=conditioning.embeds.dtype)  # (B,)
         return Conditioning(conditioning.embeds * keep[:, None, None], conditioning.pooled * keep[:, None])
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Latents:
         """Return the latents' mean and deviation for float images (B, 3, H, W) in [-1, 1]."""
-        distribution = self.vae.encode(images.to(self.device)).latent_dist
+        distribution = self.vae.encode(images.to(self.device, dtype_of(self.vae))).latent_dist
         scale = self.vae.config.scaling_factor
-        return Latents(distribution.mean * scale, distribution.std * scale)  # (B, C, H/f, W/f)
+        return Latents(distribution.mean.float() * scale, distribution.std.float() * scale)  # (B, C, H/f, W/f)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Return float images (B, 3, H, W) in [-1, 1] from latents (B, C, h, w)."""
-        decoded: Tensor = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]
-        return decoded.clamp(-1, 1)
+        scaled = (latents / self.vae.config.scaling_factor).to(dtype_of(self.vae))
+        decoded: Tensor = self.vae.decode(scaled, return_dict=False)[0]
+        return decoded.float().clamp(-1, 1)
 
     def predict(
         self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning, time_ids: Tensor | None = None
@@ -206,7 +257,7 @@ class Backbone:
             ids = self._time_ids(len(noisy)) if time_ids is None else time_ids
             added = {"text_embeds": conditioning.pooled, "time_ids": ids}
         prediction: Tensor = self.unet(
-            noisy, timestep, conditioning.embeds, added_cond_kwargs=added, return_dict=False
+            noisy.to(dtype_of(self.unet)), timestep, conditioning.embeds, added_cond_kwargs=added, return_dict=False
         )[0]
         return prediction
 
@@ -242,19 +293,6 @@ class Backbone:
             # An invisible watermark on synthetic images alone would be a shortcut for the classifier.
             add_watermarker=False,
         )
-
-    def lay_out(self, memory_format: torch.memory_format) -> None:
-        """Order weights in memory, in place: convolutions run faster channels-last, on the CPU and on the GPU."""
-        self.unet.to(memory_format=memory_format)
-        self.vae.to(memory_format=memory_format)
-
-    def save(self, folder: Path) -> None:
-        """Write a diffusers folder of safetensors; whole or not at all. An older folder of that name is replaced."""
-        try:
-            self.lay_out(torch.contiguous_format)  # safetensors stores no other
-            replace_folder(folder, lambda partial: self.pipeline().save_pretrained(partial, safe_serialization=True))
-        finally:
-            self.lay_out(torch.channels_last)
 
 
 class Weights(Protocol):

@@ -29,7 +29,7 @@ def encoder(folder: str) -> Embed:
         FileNotFoundError: the folder holds no such model.
     """
     model = AutoModel.from_pretrained(
-        _existing(folder, "memorisation.encoder"), use_safetensors=True, dtype=torch.float32
+        existing(folder, "memorisation.encoder"), use_safetensors=True, dtype=torch.float32
     )
     model = getattr(model, "vision_model", model).eval().to(best_device())
     side = int(model.config.image_size)
@@ -66,7 +66,7 @@ def check_safety(candidates: Manifest, folder: str) -> Manifest:
     """
     # It would log that black images are returned, which is not so here.
     logging.getLogger("diffusers.pipelines.stable_diffusion.safety_checker").setLevel(logging.ERROR)
-    path = _existing(folder, "generate.safety_checker")
+    path = existing(folder, "generate.safety_checker")
     checker = StableDiffusionSafetyChecker.from_pretrained(path, use_safetensors=True).to(best_device())
     side = int(checker.config.vision_config.image_size)
     flags: dict[str, str] = {}
@@ -84,7 +84,12 @@ def _normalised(images: Pixels, side: int) -> Tensor:
     return values.permute(0, 3, 1, 2)  # (B, 3, side, side)
 
 
-def _existing(folder: str, key: str) -> Path:
+def existing(folder: str, key: str) -> Path:
+    """Return the path of a model's folder that a config's key names.
+
+    Raises:
+        FileNotFoundError: there is no model.
+    """
     path = Path(folder).expanduser()
     if not (path / "config.json").is_file():
         raise FileNotFoundError(

@@ -28,7 +28,7 @@ from synthvision.diffusion.preview import GRID_COLUMNS, sample_grid, spread
 from synthvision.diffusion.recipe import DreamBoothConfig
 from synthvision.diffusion.sampler import derive_seed
 from synthvision.diffusion.sharding import shard, whole_backbone
-from synthvision.training import LAST, lr_factor
+from synthvision.training import LAST, is_logged, lr_factor
 
 GUIDES, CLASSES, NOISE, OFFSET, VALID = 11, 12, 13, 16, 17  # draw keys
 CLIP_NORM = 1.0
@@ -198,7 +198,8 @@ class DreamBooth(Sendable):
         losses = objective.dreambooth_loss(prediction, asked.target, guides, config.prior_weight, weights, drawn.cells)
         values = torch.stack((losses.total, losses.instance, losses.prior)).detach()
         self.losses[step] = self.trainer.strategy.reduce(values, reduce_op="mean")
-        self.log_dict(dict(zip((f"train/{name}_loss" for name in LOSSES), self.losses[step], strict=True)))
+        if is_logged(step):
+            self.log_dict(dict(zip((f"train/{name}_loss" for name in LOSSES), self.losses[step], strict=True)))
         return losses.total
 
     def draw(self, step: int) -> Batch:
@@ -265,7 +266,9 @@ class DreamBooth(Sendable):
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Bound the gradient's norm over all that is trained. Lightning's own way refuses fused optimisers in bf16."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self.log("train/gradient_norm", clip(parameters, CLIP_NORM))
+        norm = clip(parameters, CLIP_NORM)
+        if is_logged(self.global_step):
+            self.log("train/gradient_norm", norm)
 
     def optimizer_step(self, *given: Any, **named: Any) -> None:
         """Step, then average. Here and not when the batch ends: the checkpoint may be written before that."""

@@ -13,8 +13,8 @@ from rich.console import Console
 from synthvision.diffusion.backbone import Backbone
 from synthvision.diffusion.optimizers import STATE_BYTES
 from synthvision.diffusion.recipe import DreamBoothConfig
+from synthvision.training import LOG_EVERY
 
-EVERY = 10  # steps; as often as Lightning logs
 FIRST = 1  # steps that are not timed: kernels are chosen and compiled in them
 
 
@@ -44,7 +44,7 @@ class Monitor(Callback):
         elif step > self._begin[1]:
             self.speed = self.batch * (step - self._begin[1]) / max(now - self._begin[0], 1e-9)
         self.peak = max(self.peak, memory(pl_module.device))
-        if step % EVERY == 0:
+        if step % LOG_EVERY == 0:
             rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
             named = zip(("unet", "text_encoder"), rates, strict=False)
             pl_module.log_dict({f"train/lr_{name}": rate for name, rate in named})

@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from synthvision.diffusion.backbone import DPM, SCHEDULERS
 from synthvision.diffusion.prompts import FROM_BACKGROUND, Prompt
+from synthvision.diffusion.recipe import PRECISIONS
 from synthvision.diffusion.sampler import derive_seed
 from synthvision.manifest import Manifest, Record
 
@@ -39,6 +42,8 @@ class GenerationConfig:
     mask_centre: Sequence[float] = (0.25, 0.75)  # paint: between which shares of the side the mask's centre lies
     prompts: str | None = None  # a YAML or CSV file; None: the disease's templates
     safety_checker: str | None = None  # its folder; None: none is run
+    precision: str = "32-true"  # of PRECISIONS: of the networks; all noise arithmetic stays in float32
+    compile: bool = False  # the UNet, by torch.compile
     shard: str | None = None  # "0/4": make the first quarter of the images only, and leave the stage unfinished
 
     def __post_init__(self) -> None:
@@ -48,6 +53,7 @@ class GenerationConfig:
         _require(self.guidance >= 1, "guidance", "at least 1 (none)", self.guidance)
         _require(0 < self.strength <= 1, "strength", "above 0 and at most 1", self.strength)
         _require(self.scheduler in SCHEDULERS, "scheduler", f"one of {SCHEDULERS}", self.scheduler)
+        _require(self.precision in PRECISIONS, "precision", f"one of {PRECISIONS}", self.precision)
         side = self.resolution
         good = side is None or (side >= LATENT and side % LATENT == 0)
         _require(good, "resolution", f"null (the backbone's own) or a multiple of {LATENT} pixels", side)
@@ -72,6 +78,11 @@ class GenerationConfig:
         return self._part or (0, 1)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the networks' weights."""
+        return torch.float32 if self.precision == "32-true" else torch.bfloat16
+
+    @property
     def from_picture(self) -> bool:
         """Whether candidates start from a real picture."""
         return self.mode != "noise"
@@ -79,7 +90,8 @@ class GenerationConfig:
     def described(self, side: int) -> str:
         """Return the settings that an image at `side` pixels is made with, for its record."""
         start = f", strength {self.strength:g}" if self.from_picture else ""
-        return f"{self.scheduler}, {self.steps} steps, guidance {self.guidance:g}{start}, {side} px"
+        exact = "" if self.precision == "32-true" else ", bfloat16"
+        return f"{self.scheduler}, {self.steps} steps, guidance {self.guidance:g}{start}, {side} px{exact}"
 
 
 def _require(holds: bool, key: str, rule: str, value: object) -> None:

@@ -102,5 +102,6 @@ def new_upscaler(base: Path, seed: int) -> Upscaler:
     config = UpscalerConfig("tiny", "untrained", RESOLUTION, MAX_NOISE_LEVEL)
     low_res = dict(DDPMScheduler(**LOW_RES_SCHEDULER).config)
     return Upscaler(
-        config, tiny.vae, new_upscaler_unet(), tiny.text_encoders[0], tiny.tokenizers[0], SCHEDULER, low_res
-    )
+        config=config, vae=tiny.vae, unet=new_upscaler_unet(), text_encoder=tiny.text_encoders[0],
+        tokenizer=tiny.tokenizers[0], scheduler_config=SCHEDULER, low_res_config=low_res,
+    )  # fmt: skip

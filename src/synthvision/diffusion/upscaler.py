@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -24,10 +23,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from synthvision.diffusion.backbone import (
     Latents,
+    Parts,
+    alphas_of,
     find_source,
     load_part,
     remedy,
-    replace_folder,
     tokens_of,
 )
 from synthvision.diffusion.degradation import FACTOR
@@ -68,21 +68,18 @@ class UpscalerConfig:
 
 
 @dataclass(frozen=True)
-class Upscaler:
-    """The parts of an upscaler. The dataclass is frozen; its UNet is trained in place."""
+class Upscaler(Parts):
+    """The parts of an upscaler; its VAE is float32 always, for it overflows in half precision. Trained in place."""
 
     config: UpscalerConfig
-    vae: AutoencoderKL  # float32 always: it overflows in half precision
-    unet: UNet2DConditionModel
     text_encoder: nn.Module
     tokenizer: CLIPTokenizer
-    scheduler_config: dict[str, Any]
     low_res_config: dict[str, Any]
 
     def __post_init__(self) -> None:
         self.vae.requires_grad_(False).eval()
         self.text_encoder.requires_grad_(False).eval()
-        self._lay_out(torch.channels_last)
+        self.lay_out(torch.channels_last)
         multiple = FACTOR * self.multiple
         if self.config.resolution % multiple:
             raise ValueError(
@@ -101,30 +98,13 @@ class Upscaler:
         return int(self.vae.config.latent_channels)
 
     @property
-    def prediction_type(self) -> str:
-        """What the UNet predicts: "v_prediction" in the published upscaler."""
-        return str(self.scheduler_config.get("prediction_type", "epsilon"))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the UNet lies."""
-        return torch.device(self.unet.device)
-
-    def to(self, device: torch.device | str) -> Upscaler:
-        """Move all parts to a device, in place, and return self."""
-        for module in (self.vae, self.unet, self.text_encoder):
-            module.to(device)
-        return self
-
-    def alphas_cumprod(self) -> Tensor:
-        """Return the cumulative alphas of the latents' noise: float32 (timesteps,), on the CPU."""
-        alphas: Tensor = DDPMScheduler.from_config(self.scheduler_config).alphas_cumprod
-        return alphas
+    def modules(self) -> tuple[nn.Module, ...]:
+        """All networks."""
+        return self.vae, self.unet, self.text_encoder
 
     def low_res_alphas_cumprod(self) -> Tensor:
         """Return the cumulative alphas of the small picture's noise: float32 (levels,), on the CPU."""
-        alphas: Tensor = DDPMScheduler.from_config(self.low_res_config).alphas_cumprod
-        return alphas[: self.config.max_noise_level]
+        return alphas_of(self.low_res_config)[: self.config.max_noise_level]
 
     def sampler(self) -> DPMSolverMultistepScheduler:
         """Return a fresh DPM-Solver++ 2M that begins at the schedule's last timestep, however few its steps."""
@@ -194,17 +174,6 @@ class Upscaler:
             max_noise_level=self.config.max_noise_level,
         )
 
-    def _lay_out(self, memory_format: torch.memory_format) -> None:
-        # Convolutions run faster on channels-last weights, on the CPU and on the GPU.
-        self.unet.to(memory_format=memory_format)
-        self.vae.to(memory_format=memory_format)
-
-    def save(self, folder: Path) -> None:
-        """Write a diffusers folder of safetensors; whole or not at all. An older folder of that name is replaced."""
-        self._lay_out(torch.contiguous_format)  # safetensors stores no other
-        replace_folder(folder, lambda partial: self.pipeline().save_pretrained(partial, safe_serialization=True))
-        self._lay_out(torch.channels_last)
-
 
 def load(config: UpscalerConfig, dtype: torch.dtype = torch.float32) -> Upscaler:
     """Load an upscaler from a folder, the package or the Hub; `dtype` is that of UNet and text encoder.
@@ -226,7 +195,8 @@ def load(config: UpscalerConfig, dtype: torch.dtype = torch.float32) -> Upscaler
         raise FileNotFoundError(remedy(config, wanted, str(error).splitlines()[0])) from error
     _check_family(config, parts["unet"], parts["vae"])
     _set_scaling(config, parts["vae"])
-    return Upscaler(config, **parts, scheduler_config=dict(schedules[0]), low_res_config=dict(schedules[1]))
+    noise, low_res = map(dict, schedules)
+    return Upscaler(config=config, **parts, scheduler_config=noise, low_res_config=low_res)
 
 
 def _check_family(config: UpscalerConfig, unet: UNet2DConditionModel, vae: AutoencoderKL) -> None:

@@ -20,21 +20,32 @@ FEWEST_DISCORDANT = 6  # all on one side: with fewer no exact McNemar test gives
 
 
 @dataclass(frozen=True)
+class Truth:
+    """The test images of one seed. Seeds may share theirs, or each have its own."""
+
+    positive: Flags  # (N,)
+    patients: tuple[str, ...]  # of each image
+
+    def __post_init__(self) -> None:
+        if self.positive.shape != (len(self.patients),):
+            raise ValueError(f"each image needs a patient; {self.positive.shape} images have {len(self.patients)}")
+
+
+@dataclass(frozen=True)
 class ArmRuns:
-    """One arm's calls and scores on the same test images, one row per seed.
+    """One arm's calls and scores, one array (N,) per seed.
 
     Raises:
         ValueError: the shapes do not agree, or there is no seed.
     """
 
-    called: Flags  # (seeds, N)
-    score: Floats  # (seeds, N), of the positive class
+    called: Sequence[Flags]
+    score: Sequence[Floats]  # of the positive class
 
     def __post_init__(self) -> None:
-        if self.called.ndim != 2 or self.called.shape != self.score.shape or not len(self.called):
-            raise ValueError(
-                f"an arm's calls and scores must be (seeds, images); they are {self.called.shape} {self.score.shape}"
-            )
+        shapes = [[each.shape for each in part] for part in (self.called, self.score)]
+        if not len(self.called) or shapes[0] != shapes[1] or any(len(shape) != 1 for shape in shapes[0]):
+            raise ValueError(f"an arm's calls and scores must be (images,) each, one per seed; they are {shapes}")
 
 
 @dataclass(frozen=True)
@@ -50,79 +61,112 @@ class Difference:
     p_adjusted: float  # by Holm, over all arms compared
     mcnemar: tuple[float, ...]  # exact p of each seed, by image
     delong: tuple[float, ...]  # p of each seed's AUC, by image
-    detectable: float  # the smallest difference of accuracy that this test set shows with a probability of POWER
+    detectable: float  # the smallest difference of accuracy that so many images show with a probability of POWER
 
 
 def differences(
-    arms: Mapping[str, ArmRuns], baseline: str, truth: Flags, patients: Sequence[str], draws: int, seed: int = 0
+    arms: Mapping[str, ArmRuns], baseline: str, truths: Sequence[Truth], draws: int, seed: int = 0
 ) -> tuple[Difference, ...]:
-    """Return every arm against `baseline`; patients and seeds are drawn anew together, the same for all arms.
+    """Return every arm against `baseline`; seeds and patients are drawn anew together, the same for all arms.
+
+    Args:
+        arms: each with one run per seed, in the order of `truths`.
+        baseline: one of them.
+        truths: of each seed. Where two seeds have the same patients, these are drawn alike for both.
+        draws: of the bootstrap.
+        seed: of the draws.
 
     Raises:
-        ValueError: the baseline is not among the arms, or an arm has other images.
+        ValueError: the baseline is not among the arms, or an arm has other seeds or images.
     """
     if baseline not in arms:
         raise ValueError(f"the baseline must be one of {sorted(arms)}; it is {baseline!r}")
+    images = [len(truth.positive) for truth in truths]
     for name, runs in arms.items():
-        if runs.called.shape[1] != len(truth):
-            raise ValueError(f"arm {name} has {runs.called.shape[1]} test images; there are {len(truth)}")
-    weights = patient_draws(patients, draws, seed)
-    people = len(set(patients))
-    drawn = {name: drawn_measures(runs, truth, weights) for name, runs in arms.items()}
-    points = {name: drawn_measures(runs, truth, None) for name, runs in arms.items()}
+        if [len(called) for called in runs.called] != images:
+            has = [len(called) for called in runs.called]
+            raise ValueError(f"arm {name} has {has} test images, by seed; there are {images}")
+    weights = draw_patients(truths, draws, seed)
+    drawn = {name: drawn_measures(runs, truths, weights) for name, runs in arms.items()}
+    points = {name: drawn_measures(runs, truths, None) for name, runs in arms.items()}
     found = []
     for name in (each for each in arms if each != baseline):
         changes = {m: drawn[name][m] - drawn[baseline][m] for m in drawn[name]}
-        estimates = {m: bootstrap(float(points[name][m][0] - points[baseline][m][0]), change, people)
+        estimates = {m: bootstrap(float(points[name][m][0] - points[baseline][m][0]), change, people(truths))
                      for m, change in changes.items()}  # fmt: skip
-        found.append(_difference(name, estimates, changes["accuracy"], arms[name], arms[baseline], truth))
+        found.append(_difference(name, estimates, changes["accuracy"], arms[name], arms[baseline], truths))
     if not found:
         return ()
     adjusted = multipletests([each.p for each in found], method="holm")[1]
     return tuple(replace(each, p_adjusted=float(p)) for each, p in zip(found, adjusted, strict=True))
 
 
+def draw_patients(truths: Sequence[Truth], draws: int, seed: int = 0) -> list[Floats]:
+    """Return for each seed how often each image counts in each draw, (draws, N); see `patient_draws`."""
+    sets = list(dict.fromkeys(truth.patients for truth in truths))
+    return [patient_draws(truth.patients, draws, seed + sets.index(truth.patients)) for truth in truths]
+
+
+def people(truths: Sequence[Truth]) -> int:
+    """Return the number of patients in all test sets together."""
+    return sum(len(set(patients)) for patients in {truth.patients for truth in truths})
+
+
 def _difference(
-    name: str, estimates: dict[str, Estimate], change: Floats, runs: ArmRuns, base: ArmRuns, truth: Flags
+    name: str,
+    estimates: dict[str, Estimate],
+    change: Floats,
+    runs: ArmRuns,
+    base: ArmRuns,
+    truths: Sequence[Truth],
 ) -> Difference:
-    pairs = list(zip(range(len(runs.called)), range(len(base.called)), strict=False))
-    tests = [mcnemar_p(runs.called[i] == truth, base.called[j] == truth) for i, j in pairs]
-    areas = [delong_paired(truth, runs.score[i], base.score[j])[1] for i, j in pairs]
-    discordant = float(np.mean([(runs.called[i] != base.called[j]).mean() for i, j in pairs]))
+    tests, areas, discordant = [], [], []
+    for seed, truth in enumerate(truths):
+        one, other = runs.called[seed], base.called[seed]
+        tests.append(mcnemar_p(one == truth.positive, other == truth.positive))
+        areas.append(delong_paired(truth.positive, runs.score[seed], base.score[seed])[1])
+        discordant.append(float((one != other).mean()))
+    images = sum(len(patients) for patients in {truth.patients for truth in truths})
     p = bootstrap_p(change)
     return Difference(
         arm=name, **estimates, p=p, p_adjusted=p, mcnemar=tuple(tests), delong=tuple(areas),
-        detectable=smallest_difference(len(truth), discordant),
+        detectable=smallest_difference(images, float(np.mean(discordant))),
     )  # fmt: skip
 
 
-def drawn_measures(runs: ArmRuns, truth: Flags, weights: Floats | None) -> dict[str, Floats]:
+def drawn_measures(runs: ArmRuns, truths: Sequence[Truth], weights: Sequence[Floats] | None) -> dict[str, Floats]:
     """Return accuracy, sensitivity, specificity and AUC, means over seeds, under drawn patients and drawn seeds.
 
     Args:
         runs: of one arm.
-        truth: (N,).
-        weights: (draws, N); None for the point estimates, (1,) each.
+        truths: of each seed.
+        weights: of each seed, (draws, N); None for the point estimates, (1,) each.
     """
-    draws = 1 if weights is None else len(weights)
-    given = np.ones((1, len(truth))) if weights is None else weights
-    seeds = len(runs.called)
-    # All arms draw their seeds alike: the first seed of one stands beside the first of another.
-    chosen = np.random.default_rng(0).integers(seeds, size=(draws, seeds))
-    if weights is None:
-        chosen = np.arange(seeds)[None]
-    right = runs.called == truth
-    by_seed = {
-        "accuracy": _share(right, given),
-        "sensitivity": _share(right[:, truth], given[:, truth]),
-        "specificity": _share(right[:, ~truth], given[:, ~truth]),
-        "auc": np.stack([roc_auc(truth, score, given) for score in runs.score], axis=1),
+    given = [np.ones((1, len(truth.positive))) for truth in truths] if weights is None else weights
+    seeds, draws = len(truths), len(given[0])
+    # All arms draw their seeds alike: a seed of one stands beside the same seed of another.
+    chosen = np.random.default_rng(0).integers(seeds, size=(draws, seeds)) if weights else np.arange(seeds)[None]
+    by_seed = [_measures(*each) for each in zip(runs.called, runs.score, truths, given, strict=True)]
+    return {
+        name: np.take_along_axis(np.stack([each[name] for each in by_seed], axis=1), chosen, axis=1).mean(1)
+        for name in by_seed[0]
     }
-    return {name: np.take_along_axis(values, chosen, axis=1).mean(1) for name, values in by_seed.items()}
+
+
+def _measures(called: Flags, score: Floats, truth: Truth, weights: Floats) -> dict[str, Floats]:
+    """Return each measure of one run in each draw, (draws,)."""
+    positive = truth.positive
+    right = called == positive
+    return {
+        "accuracy": _share(right, weights),
+        "sensitivity": _share(right[positive], weights[:, positive]),
+        "specificity": _share(right[~positive], weights[:, ~positive]),
+        "auc": np.asarray(roc_auc(positive, score, weights)),
+    }
 
 
 def _share(right: Flags, weights: Floats) -> Floats:
-    share: Floats = weights @ right.T / weights.sum(1, keepdims=True)  # (draws, seeds)
+    share: Floats = weights @ right / weights.sum(1)  # (draws,)
     return share
 
 

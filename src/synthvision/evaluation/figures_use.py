@@ -25,7 +25,7 @@ def reliability_figure(shown: tuple[Reliability, ...], positive: str) -> Figure:
         ]
         label = f"{name}: ECE {each.ece.value:.3f}, Brier {each.brier.value:.3f}"
         axes.errorbar(said, true, yerr=limits, color=colour, marker=marker, markersize=4, capsize=2, label=label)
-    axes.legend(loc="upper left", fontsize=8)
+    _legend_below(figure)
     return figure
 
 
@@ -39,7 +39,7 @@ def decision_figure(curve: DecisionCurve, prevalence: float) -> Figure:
     axes.axhline(0, color=GREY, linestyle=DASHES[2], label="act on none")
     axes.set(xlim=(0, 1), ylim=(-0.05, prevalence * 1.12), xlabel="risk at which one would act", ylabel="net benefit")
     axes.grid(color=GRID)
-    axes.legend(loc="lower left", fontsize=8)
+    _legend_below(figure)
     return figure
 
 
@@ -52,8 +52,13 @@ def abstention_figure(found: Abstention) -> Figure:
     axes.set(xlim=(0, 1.02), ylim=(-0.01, max(0.1, max(found.risk) * 1.1)))
     axes.set(xlabel="share of images answered, surest first", ylabel="share of wrong answers")
     axes.grid(color=GRID)
-    axes.legend(loc="upper right", fontsize=8)
+    _legend_below(figure)
     return figure
+
+
+def _legend_below(figure: Figure) -> None:
+    """Put the legend where it hides no line."""
+    figure.legend(loc="outside lower center", fontsize=8)
 
 
 def figures_of_use(result: Evaluation) -> dict[str, Figure]:

@@ -77,6 +77,10 @@ def answers(given: ReportInput) -> dict[str, tuple[str, str]]:
         "flow": (f"{len(real)} real images, {result.images} of them tested.", "data"),
         "subgroups": (words.fairness(result) if result.subgroups else "", "subgroups"),
         "failures": ("Wrong calls are shown with what they resemble." if given.errors else "", "errors"),
+        "explained": (
+            "Maps of attention and of covering, each with a test of whether it means anything." if given.errors else "",
+            "errors",
+        ),
         "limits": ("Stated in the report.", "limits"),
         "provenance": ("Every stage with its command and fingerprint.", "provenance"),
         "calibration": (

@@ -19,6 +19,7 @@ from synthvision.evaluation import figures, words
 from synthvision.evaluation.figures_use import figures_of_use, tables_of
 from synthvision.evaluation.report_content import build, smoothed
 from synthvision.evaluation.report_input import ReportInput, StageRow
+from synthvision.evaluation.subgroups import worth_showing
 from synthvision.manifest import Manifest, Record
 
 __all__ = ["ReportInput", "StageRow", "build", "write_report"]
@@ -78,7 +79,7 @@ def _figures(given: ReportInput) -> dict[str, str]:
         if result.subgroups:
             overall = result.estimates[measure].value
             drawn[f"subgroups-{measure}"] = (
-                figures.subgroup_figure(result.subgroups, measure, overall),
+                figures.subgroup_figure(worth_showing(result.subgroups), measure, overall),
                 f"{measure.capitalize()} by subgroup",
             )
     for kind, belongs in CURVES.items():

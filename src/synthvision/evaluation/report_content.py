@@ -16,6 +16,7 @@ from synthvision.evaluation.evaluate import Evaluation
 from synthvision.evaluation.guidelines import checklists
 from synthvision.evaluation.metrics import report_text
 from synthvision.evaluation.report_input import ExternalTest, ReportInput
+from synthvision.evaluation.subgroups import worth_showing
 from synthvision.manifest import Manifest, kind_of_reason, labels_of
 
 SCHEMA_VERSION = 1
@@ -32,16 +33,22 @@ def build(given: ReportInput) -> dict[str, Any]:
         "backbone": given.backbone,
         "arm": given.arm,
         "banners": [*words.banners(given.real, given.candidates), *given.banners],
-        "answer": words.answer(result),
+        "answer": [
+            *words.answer(result),
+            *(words.answer(test.evaluation, f"images of {test.name}")[0] for test in given.external),
+        ],
         "remarks": [*remarks, *(words.Remark(True, text) for text in given.warnings)],
         "flow": _flow(given),
         "data": _data(given),
         "rejections": _rejections(given.candidates),
+        "fidelity": given.fidelity,
         "quarantined": given.quarantined,
         "duplicates": given.duplicates,
         "leaks": given.leaks,
         "evaluation": result,
         "measures": _measures(result),
+        "subgroups": worth_showing(result.subgroups),
+        "subgroups_left_out": len(result.subgroups) - len(worth_showing(result.subgroups)),
         "external": [_external(test) for test in given.external],
         "report_text": report_text(result.report),
         "rules": words.RULES,
@@ -97,7 +104,9 @@ def _flow(given: ReportInput) -> list[dict[str, Any]]:
         ),
         (len(given.real.where(split="val")), "validation images", "real; choose epoch and threshold"),
         (given.evaluation.images, "test images", f"real; openings: {len(given.openings)}"),
-    ]
+        *((test.evaluation.images, "from elsewhere", f"{test.name}; openings: {len(test.openings)}")
+          for test in given.external),
+    ]  # fmt: skip
     return [{"count": count, "what": what, "note": note} for count, what, note in steps]
 
 

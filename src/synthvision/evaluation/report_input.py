@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from synthvision.evaluation.evaluate import Evaluation
@@ -75,4 +75,5 @@ class ReportInput:
     limits: Sequence[str] = ()
     errors: Sequence[ErrorCase] = ()  # wrong calls with what the classifier looked at and what they resemble
     external: Sequence[ExternalTest] = ()
+    fidelity: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)  # set of candidates -> figures
     samples: Sequence[Path] = ()  # grids drawn while the diffusion model trained, in order

@@ -27,6 +27,11 @@ class Subgroup:
     auc: Estimate | None
 
 
+def worth_showing(groups: Sequence[Subgroup]) -> tuple[Subgroup, ...]:
+    """Return them without those combinations of two columns of which nothing can be said: there are many."""
+    return tuple(each for each in groups if " and " not in each.column or each.sensitivity or each.specificity)
+
+
 def subgroups(
     columns: Mapping[str, Sequence[str]], truth: Flags, called: Flags, score: Floats, minimum: int = MINIMUM
 ) -> tuple[Subgroup, ...]:

@@ -185,11 +185,11 @@ def _counts(events: Sequence[Event]) -> Counts:
     return np.bincount([RATING[event.verdict] for event in events], minlength=len(VERDICTS)).astype(np.int64)
 
 
-def wilson(successes: int, n: int) -> Interval:
+def wilson(successes: int, n: int, level: float = LEVEL) -> Interval:
     """Return a share with Wilson's score interval."""
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
-    low, high = proportion_confint(successes, n, alpha=1 - LEVEL, method="wilson")
+    low, high = proportion_confint(successes, n, alpha=1 - level, method="wilson")
     return Interval(successes / n, float(low), float(high), n)
 
 

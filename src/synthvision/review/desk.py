@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -71,7 +72,8 @@ class Desk:
             row = {"token": item.token, "set": names.index(item.set), "description": self.material.description(item)}
             row |= {"decision": _told(own), "order": place[own.id] if own else -1}
             rows.append(row | ({"votes": _unnamed(votes.get(item.record.sha256, []))} if votes else {}))
-        sets = [self._set(name, items) for name in names]
+        accepted = self._accepted_elsewhere(reader, role, holding)
+        sets = [self._set(name, items) | {"before": accepted[name]} for name in names]
         return {"items": rows, "sets": sets if len(sets) > 1 else [{**each, "name": "all images"} for each in sets]}
 
     def add(self, sent: Sent) -> dict[str, Any]:
@@ -182,11 +184,16 @@ class Desk:
             self._items(reader, role, self.store.current())
         return self._queues[f"{role} {reader}"][token]
 
+    def _accepted_elsewhere(self, reader: str, role: str, holding: Mapping[Key, Event]) -> Counter[str]:
+        """Count by set what the reader accepted in other rounds; what others accepted there stays hidden here too."""
+        keys = [(record.set, (reader, role, record.sha256, "candidate")) for record in self.material.others]
+        return Counter(name for name, key in keys if key in holding and holding[key].verdict == "accept")
+
     def _set(self, name: str, items: Sequence[Item]) -> dict[str, Any]:
         """Return a set's name, size and target. The shown images include unmarked ones: without them in every count,
         a count that stands still would mark one."""
         candidates = self.material.candidates
-        least, most = target(self.material.policy, candidates, name)
+        least, most = target(self.material.policy, candidates + self.material.others, name)
         return {
             "name": name or "no set",
             "shown": sum(item.set == name for item in items),

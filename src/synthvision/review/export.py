@@ -32,14 +32,28 @@ def missing(candidates: Manifest, current: Mapping[Key, Event], policy: Physicia
 
     Repeats and real images are not waited for, nor what was rejected before: a copy of a guide comes to no reader.
     """
+    lacking = _lacking(undecided(candidates), current, policy)
+    reads = [number for number, _ in lacking.values()]
+    return Missing(sum(reads), sum(map(bool, reads)), sum(disputed for _, disputed in lacking.values()))
+
+
+def complete(candidates: Manifest, current: Mapping[Key, Event], policy: PhysicianPolicy) -> Manifest:
+    """Return the candidates that readers decided on, none of whose decisions is missing."""
+    lacking = _lacking(undecided(candidates), current, policy)
+    return candidates.where(lambda record: lacking.get(record.image_id) == (0, False))
+
+
+def _lacking(
+    candidates: Manifest, current: Mapping[Key, Event], policy: PhysicianPolicy
+) -> dict[str, tuple[int, bool]]:
+    """Return by image_id how many decisions are missing, and whether a disagreement has to be settled."""
     votes, settled = votes_of(current), _settled(current)
-    candidates = undecided(candidates)
-    lacking = [max(0, policy.reads - len(votes.get(record.sha256, []))) for record in candidates]
-    disputes = [
-        record for record in candidates
-        if is_disputed(votes.get(record.sha256, []), policy) and record.sha256 not in settled
-    ]  # fmt: skip
-    return Missing(sum(lacking), sum(map(bool, lacking)), len(disputes) if policy.rule == "adjudicated" else 0)
+    lacking = {}
+    for record in candidates:
+        given = votes.get(record.sha256, [])
+        unsettled = policy.rule == "adjudicated" and record.sha256 not in settled and is_disputed(given, policy)
+        lacking[record.image_id] = (max(0, policy.reads - len(given)), unsettled)
+    return lacking
 
 
 def undecided(candidates: Manifest) -> Manifest:

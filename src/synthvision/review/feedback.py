@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthvision.artifact import write_text
-from synthvision.review.agreement import Interval, wilson
+from synthvision.review.agreement import LEVEL, Interval, wilson
 from synthvision.review.queue import votes_of
 from synthvision.review.store import Event, Key
 
@@ -24,7 +24,7 @@ class Acceptance:
     accepted: int
     share: Interval
     reasons: Mapping[str, int]  # why votes rejected
-    advice: str  # "drop or reword", "keep" or ""; by its interval against the share of all images
+    advice: str  # "drop or reword", "keep" or "": its share differs from that of all images, all rows considered
 
 
 def acceptance(current: Mapping[Key, Event]) -> list[Acceptance]:
@@ -43,8 +43,8 @@ def acceptance(current: Mapping[Key, Event]) -> list[Acceptance]:
     for prompt, group in prompts.items():
         for word in sorted(_words(prompt) - everywhere):
             words.setdefault(word, []).extend(group)
-    rows = [_row("prompt", text, group, overall) for text, group in prompts.items()]
-    rows += [_row("word", text, group, overall) for text, group in words.items()]
+    rows = [_row("prompt", text, group, overall, len(prompts)) for text, group in prompts.items()]
+    rows += [_row("word", text, group, overall, len(words)) for text, group in words.items()]
     return sorted(rows, key=lambda row: (row.kind, row.share.value, -row.share.n, row.text))
 
 
@@ -60,12 +60,13 @@ def write_acceptance(file: Path, rows: Sequence[Acceptance]) -> None:
     write_text(file, out.getvalue())
 
 
-def _row(kind: str, text: str, images: Sequence[Sequence[Event]], overall: float) -> Acceptance:
-    accepted = sum(map(_accepted, images))
-    share = wilson(accepted, len(images))
+def _row(kind: str, text: str, images: Sequence[Sequence[Event]], overall: float, rows: int) -> Acceptance:
+    """Return one row. Its advice is Bonferroni's: of hundreds of prompts with two images each, many fail by chance."""
+    accepted, n = sum(map(_accepted, images)), len(images)
+    careful = wilson(accepted, n, 1 - (1 - LEVEL) / rows)
     reasons = Counter(vote.reason for votes in images for vote in votes if vote.reason)
-    advice = "drop or reword" if share.high < overall else "keep" if share.low > overall else ""
-    return Acceptance(kind, text, accepted, share, dict(reasons.most_common()), advice)
+    advice = "drop or reword" if careful.high < overall else "keep" if careful.low > overall else ""
+    return Acceptance(kind, text, accepted, wilson(accepted, n), dict(reasons.most_common()), advice)
 
 
 def _accepted(votes: Sequence[Event]) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 RULES = ("any", "all", "majority", "adjudicated")
+ROUNDS = ("alike", "this")
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class PhysicianPolicy:
     reads: int  # independent decisions wanted of each image
     readers: Sequence[str]  # who may read; empty: whoever gives a name
     rule: str  # one of RULES
+    rounds: str  # one of ROUNDS: whether images accepted in other rounds of generation count too
     salt: float  # real images put among the candidates unmarked, as a share of them
     repeats: float  # candidates shown to a reader twice, as a share of them
     seed: int  # of each reader's order, of salt and repeats, and of the choice where more are accepted than wanted
@@ -37,6 +39,7 @@ class PhysicianPolicy:
         enough = not self.readers or len(self.readers) >= self.reads
         _require(enough, "readers", f"empty or at least review.reads={self.reads} names", list(self.readers))
         _require(self.rule in RULES, "rule", f"one of {RULES}", self.rule)
+        _require(self.rounds in ROUNDS, "rounds", f"one of {ROUNDS}", self.rounds)
         for key in ("salt", "repeats"):
             _require(0 <= getattr(self, key) <= 1, key, "a share from 0 to 1", getattr(self, key))
         _require(0 < self.max_similarity <= 1, "max_similarity", "above 0 and at most 1", self.max_similarity)

@@ -52,6 +52,7 @@ class Material:
     reasons: Sequence[str]  # to reject for; the last asks for words
     identifier: str  # the word that stands for the disease in prompts; readers are spared it
     title: str
+    others: Manifest  # candidates of other rounds, decided on already: they count, and are not shown
 
     def __post_init__(self) -> None:
         if not len(self.candidates):

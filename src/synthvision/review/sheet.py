@@ -15,6 +15,7 @@ from synthvision.review.store import VERDICTS
 
 SHEET = "decisions.csv"
 COLUMNS = ("image", "set", "description", "decision", "reason", "note", "item")
+FORMULA = ("=", "+", "-", "@")  # with these a formula begins
 PAGE = "csv"  # stands with each decision where otherwise the page's version does
 NAMESPACE = uuid.UUID("5d0d7e0c-2f0c-4a52-9d0a-7a0b4c6f1f2e")
 
@@ -77,7 +78,7 @@ def _rows(file: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
     if not set(COLUMNS) <= set(reader.fieldnames or ()):
         raise ValueError(f"{file}: columns must be {COLUMNS}; they are {reader.fieldnames}")
     for line, row in enumerate(reader, start=2):
-        yield line, {name: row[name] or "" for name in COLUMNS}
+        yield line, {name: _as_meant(row[name] or "") for name in COLUMNS}
 
 
 def _decision(file: Path, line: int, row: Mapping[str, str], desk: Desk) -> tuple[str, str]:
@@ -105,4 +106,9 @@ def _sent(reader: str, item: Item, verdict: str, reason: str, note: str, superse
 
 def _harmless(cell: str) -> str:
     """Return a cell that no spreadsheet takes for a formula."""
-    return f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell
+    return f"'{cell}" if cell.startswith(FORMULA) else cell
+
+
+def _as_meant(cell: str) -> str:
+    """Return a cell without the sign that `_harmless` put before it."""
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA) else cell

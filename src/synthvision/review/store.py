@@ -10,9 +10,10 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 from synthvision.artifact import digest_of
@@ -87,7 +88,9 @@ class Event:
 COLUMNS = tuple(field.name for field in fields(Event))
 _KEY = ("reader", "role", "image", "shown_as")
 _NAMES = ", ".join(f'"{name}"' for name in COLUMNS)  # "set" is a word of SQL
-_SELECT = f"select {_NAMES} from events"
+# With the table's name: a quoted name that no column has is a text to SQLite, and an altered table would go unnoticed.
+_READ = ", ".join(f'events."{name}"' for name in COLUMNS)
+_SELECT = f"select {_READ} from events"
 _TABLE = f"""
 create table if not exists events (
     seq integer primary key, {_NAMES.replace(",", " not null,")} not null, previous not null, hash not null
@@ -152,7 +155,7 @@ class Store:
             ValueError: another event has this id.
         """
         with self._transaction() as db:
-            known = db.execute(f"select seq, {_NAMES} from events where id = ?", (event.id,)).fetchone()
+            known = db.execute(f"select seq, {_READ} from events where id = ?", (event.id,)).fetchone()
             if known:
                 if replace(Event(*known[1:]), at=event.at) != event:
                     raise ValueError(f"decision {event.id!r} is already there with another content")
@@ -201,6 +204,8 @@ class Store:
                 (state,) = self._db.execute("pragma integrity_check(1)").fetchone()
                 if state != "ok":
                     raise ChainError(f"the file of decisions is damaged: {state}")
+                if _schema(self._db) != _made_schema():
+                    raise ChainError("the tables in the file of decisions are not those that were made")
                 for seq, *values in self._db.execute("select * from events order by seq"):
                     head = _follow(head, seq, values)
                     if wanted.get(seq, head.hash) != head.hash:
@@ -242,6 +247,17 @@ def current(events: Iterable[Event]) -> dict[Key, Event]:
 def _holds(db: sqlite3.Connection, key: Key) -> Event | None:
     rows = db.execute(f"{_SELECT} where {' and '.join(f'{name} = ?' for name in _KEY)} order by seq", key)
     return current(Event(*row) for row in rows).get(key)
+
+
+def _schema(db: sqlite3.Connection) -> list[tuple[str, str, str]]:
+    return sorted(db.execute("select type, name, sql from sqlite_master"))
+
+
+@cache
+def _made_schema() -> list[tuple[str, str, str]]:
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(_TABLE)
+        return _schema(db)
 
 
 def _head(db: sqlite3.Connection) -> Head:

@@ -30,24 +30,28 @@ def run_classify(given: Context) -> Result:
     )  # fmt: skip
     seen = _together([*before, images])
     seen.write(given.out / "training.csv")
-    done.val_predictions.write(given.out / "validation.csv")
-    _write_rows(given.out / "history.csv", done.history)
+    inputs = {"training": seen, "validation": validation}
+    ended = _result(done, inputs)
+    before_it = {f"first/{name}": value for name, value in first.history[first.best_epoch].items()} if first else {}
+    budgets = {epochs: _result(part, inputs) for epochs, part in done.budgets.items()}
+    return replace(ended, metrics={**ended.metrics, **before_it}, budgets=budgets)
+
+
+def _result(done: Trained, inputs: Mapping[str, Manifest]) -> Result:
+    """Write validation's predictions and the history beside the weights."""
+    folder = done.weights.parent
+    done.val_predictions.write(folder / "validation.csv")
+    _write_rows(folder / "history.csv", done.history)
     best = {f"best/{name}": value for name, value in done.history[done.best_epoch].items()}
-    if first:
-        best |= {f"first/{name}": value for name, value in first.history[first.best_epoch].items()}
-    return Result(
-        {**best, "threshold": done.threshold},
-        [given.out / "history.csv", given.out / "validation.csv"],
-        {"training": seen, "validation": validation},
-        classifier=done.weights,
-    )
+    files = [folder / "history.csv", folder / "validation.csv"]
+    return Result({**best, "threshold": done.threshold}, files, inputs, classifier=done.weights)
 
 
 def _first_phase(given: Context, images: Manifest, validation: Manifest) -> Trained:
     """Train as the arm says before its own training; a finished one is taken up, not repeated."""
     study, phase = given.study, given.study.arm.before
     assert phase is not None
-    config = replace(study.classifier, epochs=phase.epochs, lr=phase.lr)
+    config = replace(study.classifier, epochs=phase.epochs, lr=phase.lr, budgets=())
     folder = given.out / FIRST
     # No logger: its curves would lie upon those of the second phase.
     done = train(images, validation, study.disease.classes, config, folder, given.work / FIRST, study.seed,

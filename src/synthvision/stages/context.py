@@ -35,6 +35,7 @@ class Result:
     inputs: Mapping[str, Manifest] = field(default_factory=dict)  # context ("training") -> images
     classifier: Path | None = None  # weights folder
     tags: Mapping[str, object] = field(default_factory=dict)
+    budgets: Mapping[int, Result] = field(default_factory=dict)  # epochs -> what was read off there, a run of its own
 
 
 @dataclass(frozen=True)

@@ -73,8 +73,11 @@ def _train(task: SetTask, logger: Logger | None) -> dreambooth.DreamBoothResult:
     # All sets keep the same knowledge of the class, whatever a set's own attributes: their class images are the same.
     templates = disease.class_prompts or [disease.subject.class_prompt]
     prompts = expand(templates, disease.attributes, study.dreambooth.class_images, study.seed)
+    base = backbone.load(study.backbone)
+    if study.generate.resolution:  # else `generate` would find out, after hours of training
+        base.check_side(study.generate.resolution, "generate.resolution")
     return dreambooth.train(
-        backbone.load(study.backbone), task.guides, disease.subject, [prompt.text for prompt in prompts],
+        base, task.guides, disease.subject, [prompt.text for prompt in prompts],
         study.dreambooth, task.out, task.work, study.seed, logger, study.folder / CLASS_IMAGES,
     )  # fmt: skip
 

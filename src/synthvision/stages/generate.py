@@ -26,6 +26,8 @@ from synthvision.stages.superres import fine_tuned
 from synthvision.study import Disease, Study
 from synthvision.training import best_device, gpus
 
+FIDELITY = "fidelity.json"  # set -> how true and how varied its candidates are
+
 
 @dataclass(frozen=True)
 class SetTask:
@@ -56,12 +58,12 @@ def run_generate(given: Context) -> Result:
         judged = check_safety(judged, study.generate.safety_checker)
     judged.write(given.out / MANIFEST)
     fidelity = measure(judged, _references(real, study.disease))
-    artifact.write_json(given.out / "fidelity.json", fidelity)
+    artifact.write_json(given.out / FIDELITY, fidelity)
     metrics = {"candidates": float(len(judged)), "copies": float(len(judged.where(reviewer=REVIEWER)))}
     if study.generate.safety_checker:
         metrics["flagged"] = float(len(judged.where(safety="flagged")))
     sheets = [task.out / "contact_sheet.png" for task in tasks]
-    files = [*sheets, given.out / "nearest_pairs.png", given.out / "memorisation.csv", given.out / "fidelity.json"]
+    files = [*sheets, given.out / "nearest_pairs.png", given.out / "memorisation.csv", given.out / FIDELITY]
     return Result({**metrics, **_flat(fidelity)}, files, {"candidates": judged})
 
 
@@ -72,8 +74,9 @@ def make_set(task: SetTask) -> Manifest:
         return Manifest.read(manifest, task.study.folder)
     side = config.resolution or task.study.backbone.resolution
     weights = replace(task.study.backbone, source=str(task.weights), revision=None, resolution=side)
+    model = backbone.load(weights, config.dtype)
     return generate(
-        backbone.load(weights), task.prompts, config, task.study.disease.positive, task.name, task.study.seed,
+        model, task.prompts, config, task.study.disease.positive, task.name, task.study.seed,
         task.study.folder, task.out, task.backgrounds, task.digest, _enlarging(task),
     )  # fmt: skip
 

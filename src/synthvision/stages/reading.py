@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from synthvision.data.images import decode, read_file
 from synthvision.manifest import Manifest
 from synthvision.review.desk import Desk
 from synthvision.review.export import undecided
@@ -17,6 +18,7 @@ from synthvision.review.sheet import SHEET, read_sheet, write_sheet
 from synthvision.review.store import Store
 from synthvision.stages.context import MANIFEST
 from synthvision.stages.review import heads, store_file
+from synthvision.stages.rounds import other_rounds
 from synthvision.study import Study
 
 ACTIONS = ("page", "export", "import", "verify")
@@ -68,7 +70,11 @@ def read(session: Session, study: Study, before: Mapping[str, Path], say: Callab
         copies = len(candidates) - len(undecided(candidates))
         if copies:
             say(f"{copies} candidates are copies of guides and not shown; see nearest_pairs.png beside them")
-        desk = _desk(study, undecided(candidates), before, store)
+        others = other_rounds(study.folder, before["generate"], store.current(), _policy(study))
+        if len(others):
+            say(f"{len(others)} images that were decided on in other rounds of generation count too and are not shown")
+        desk = _desk(study, undecided(candidates), others, before, store)
+        _tell_if_sizes_tell(desk.material, say)
         folder = Path(session.folder)
         if session.action == "export":
             number = write_sheet(folder, desk, session.reader)
@@ -79,9 +85,8 @@ def read(session: Session, study: Study, before: Mapping[str, Path], say: Callab
             serve(desk, Address(session.host, session.port, session.names), say)
 
 
-def _desk(study: Study, candidates: Manifest, before: Mapping[str, Path], store: Store) -> Desk:
-    policy, disease = study.review, study.disease
-    assert isinstance(policy, PhysicianPolicy)  # pipeline.py reads under no other policy
+def _desk(study: Study, candidates: Manifest, others: Manifest, before: Mapping[str, Path], store: Store) -> Desk:
+    policy, disease = _policy(study), study.disease
     real = Manifest.read(before["prepare"] / MANIFEST, study.folder)
     guides = real.where(split="guide")
     material = Material(
@@ -92,7 +97,24 @@ def _desk(study: Study, candidates: Manifest, before: Mapping[str, Path], store:
         reasons=disease.reject_reasons,
         identifier=disease.subject.identifier,
         title=f"{disease.name}: {disease.positive}",
+        others=others,
     )
     shown = material.candidates + Manifest(tuple(material.salted()), study.folder)
     checks = findings(shown, guides, real, policy, study.dataset.size, store_file(study).parent)
     return Desk(material, store, checks)
+
+
+def _tell_if_sizes_tell(material: Material, say: Callable[[str], None]) -> None:
+    """Say so where the real images among the candidates have another size: readers may see which are which."""
+    shown = [material.candidates.records[0], *material.salted()[:1]]
+    widths = [decode(read_file(material.candidates.file(record))).shape[1] for record in shown]
+    if len(set(widths)) > 1:
+        say(
+            f"candidates are {widths[0]} pixels wide and the real images among them {widths[1]}: readers may tell them "
+            "by that; use one size (dataset.size, generate.resolution), or set review.salt=0"
+        )
+
+
+def _policy(study: Study) -> PhysicianPolicy:
+    assert isinstance(study.review, PhysicianPolicy)  # pipeline.py reads under no other policy
+    return study.review

@@ -17,6 +17,7 @@ from synthvision.predictions import Predictions
 from synthvision.stages.context import WEIGHTS, Context, Result, versions
 from synthvision.stages.evaluate import evaluated, identity_of
 from synthvision.stages.external import read_external
+from synthvision.stages.generate import FIDELITY
 from synthvision.stages.prepare import PROBES
 
 
@@ -43,6 +44,7 @@ def run_report(given: Context) -> Result:
             probes=[*read_probes(given.before["evaluate"] / "probes.json"), *_of_intake(given.before["prepare"])],
             external=read_external(given, given.before["external"]) if "external" in given.before else (),
             errors=read_errors(given.before["evaluate"] / "errors"),
+            fidelity=json.loads((given.before["generate"] / FIDELITY).read_text()) if study.generates else {},
             diffusion_losses=_losses(trained),
             history=_read_rows(given.before["classify"] / "history.csv"),
             best_epoch=described["epoch"],

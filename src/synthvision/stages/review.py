@@ -21,6 +21,7 @@ from synthvision.review.policy import PhysicianPolicy
 from synthvision.review.store import START, Event, Head, Key, Store
 from synthvision.review.unattended import UnattendedPolicy, decide
 from synthvision.stages.context import MANIFEST, Context, Result, Waiting
+from synthvision.stages.rounds import other_rounds
 from synthvision.study import Study
 
 REVIEW = "review.json"  # what a finished review was made from, and how far its readers can be relied on
@@ -46,7 +47,8 @@ def _by_physicians(given: Context, policy: PhysicianPolicy) -> Result:
     with Store(store_file(given.study)) as store:
         head = store.verify(heads(given.study))
         current = store.current()
-    decided = export(given.manifest("generate"), current, policy)
+    others = other_rounds(given.study.folder, given.before["generate"], current, policy)
+    decided = export(given.manifest("generate") + others, current, policy)
     decided.write(given.out / MANIFEST)
     shown = _of_these(current, decided)
     kappas, people = agreement(shown, policy.seed), readers(shown, policy.seed)
@@ -56,7 +58,9 @@ def _by_physicians(given: Context, policy: PhysicianPolicy) -> Result:
     files = [given.out / name for name in (MANIFEST, REVIEW, "prompts.csv")]
     for decision in ("accept", "reject"):
         files += _sheet(decided.where(decision=decision), given.out / f"{decision}ed.png", given.study.dataset.size)
-    return _result(decided, _metrics(kappas, people), files)
+    ids = set(others.column("image_id"))
+    pooled = len(decided.where(lambda record: record.image_id in ids, decision="accept"))
+    return _result(decided, {"accepted_in_other_rounds": pooled, **_metrics(kappas, people)}, files)
 
 
 def _result(decided: Manifest, more: Mapping[str, float], files: Sequence[Path]) -> Result:
@@ -104,7 +108,7 @@ def check_decided(study: Study, before: Mapping[str, Path]) -> None:
 
 
 def _of_these(current: Mapping[Key, Event], candidates: Manifest) -> dict[Key, Event]:
-    """Return the decisions on these candidates and on the real images shown among them, without earlier rounds'."""
+    """Return the decisions on these candidates and on the real images shown among them, without those on others."""
     digests = set(candidates.column("sha256"))
     return {key: event for key, event in current.items() if event.shown_as == "salt" or event.image in digests}
 

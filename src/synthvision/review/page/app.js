@@ -171,7 +171,8 @@ async function showGrid() {
     tile.type = "button";
     tile.className = "tile";
     tile.addEventListener("focus", () => focusTile(index, false));
-    picture(item).then((image) => tile.prepend(image), () => tile.append("not loaded"));
+    const put = (image) => tile.prepend(Object.assign(image, { alt: "" })); // the tile's own label names it
+    picture(item).then(put, () => tile.append("not loaded"));
     return tile;
   });
   $("grid").replaceChildren(...tiles);
@@ -197,7 +198,7 @@ function drawTiles() {
   state.grid.forEach((item, index) => {
     const tile = $("grid").children[index];
     const number = state.items.indexOf(item) + 1;
-    tile.setAttribute("aria-label", `Image ${number}, ${item.decision ? told(item.decision) : "open"}`);
+    tile.setAttribute("aria-label", `Image ${number}, ${item.decision ? worded(item.decision) : "open"}`);
     tile.dataset.verdict = item.decision?.verdict ?? "";
     let mark = tile.querySelector(".tile-mark");
     if (!mark) {
@@ -222,7 +223,7 @@ function decide(verdict, reason = "", note = "", item = current()) {
   state.last = item.token;
   send(item, { kind: "decide", verdict, reason, note });
   countPace();
-  say(`${sentence(item.decision)} `);
+  say(`${worded(item.decision)}.`);
   if (state.view === "one") {
     showNext();
   } else {
@@ -304,9 +305,10 @@ function refresh() {
     const decided = mine.filter((item) => item.decision);
     const accepted = decided.filter((item) => item.decision.verdict === "accept").length;
     const row = $("sets").children[index];
-    row.querySelector(".accepted").textContent = `${accepted} accepted`;
+    const before = set.before ? `, ${set.before} in other rounds` : "";
+    row.querySelector(".accepted").textContent = `${accepted} accepted${before}`;
     row.querySelector(".left").textContent = `${mine.length - decided.length} left`;
-    row.querySelector("progress").value = accepted;
+    row.querySelector("progress").value = accepted + set.before;
   });
   const item = current();
   $("mark").hidden = !(state.view === "one" && item?.decision);
@@ -376,10 +378,13 @@ function pace(left) {
   return `${Math.max(1, Math.round(60_000 / gap))} a minute, about ${minutes} min left`;
 }
 
-function showSaved(waiting, failures) {
+function showSaved(waiting, failures, locked) {
   $("saved").textContent = waiting ? `Saving ${waiting} …` : "All saved";
-  if (failures > 1) {
-    notice(`No connection. ${waiting} decisions wait on this device and are sent when it is back; you can go on.`, "lost");
+  const decisions = waiting === 1 ? "1 decision waits" : `${waiting} decisions wait`;
+  if (locked) {
+    notice(`The server was started anew: open the whole address that it printed, here. ${decisions} on this device until then.`, "lost");
+  } else if (failures > 1) {
+    notice(`No connection. ${decisions} on this device, to be sent when it is back; you can go on.`, "lost");
   } else if (!waiting && $("banner").dataset.kind === "lost") notice("");
 }
 
@@ -394,18 +399,16 @@ function say(text) {
 }
 
 function sign(decision) {
-  const reason = decision.reason ? `: ${decision.reason}` : "";
+  return `${SIGNS[decision.verdict]} ${worded(decision)}`;
+}
+
+function worded(decision) {
   const word = WORDS[decision.verdict];
-  return `${SIGNS[decision.verdict]} ${word[0].toUpperCase()}${word.slice(1)}${reason}`;
+  return `${word[0].toUpperCase()}${word.slice(1)}${decision.reason ? `: ${decision.reason}` : ""}`;
 }
 
 function told(decision) {
   return `${WORDS[decision.verdict]}${decision.reason ? ` (${decision.reason})` : ""}`;
-}
-
-function sentence(decision) {
-  const text = told(decision);
-  return `${text[0].toUpperCase()}${text.slice(1)}.`;
 }
 
 function entry(tag, text, className = "") {
@@ -458,12 +461,17 @@ const KEYS = {
   ArrowDown: () => state.view === "grid" && focusTile(state.focus + columns()),
   Escape: closeWhy,
 };
+const PAN = { ArrowLeft: [1, 0], ArrowRight: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 
 function onKey(event) {
   if (document.querySelector("dialog[open]") || event.altKey) return;
   if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() !== "z") return;
   const typing = event.target.matches("input, select");
   if (typing && event.key !== "Escape") return;
+  if (event.shiftKey && PAN[event.key] && state.view === "one") {
+    event.preventDefault();
+    return viewer.panBy(...PAN[event.key]); // held down, it goes on
+  }
   if (!$("shortcuts").checked && event.key.length === 1) return;
   const lower = event.shiftKey && event.key === "A" && state.view === "grid" ? "A" : event.key.toLowerCase();
   const action = /^[1-9]$/.test(event.key) ? () => rejectFor(Number(event.key) - 1) : KEYS[event.key.length > 1 ? event.key : lower];
@@ -478,6 +486,7 @@ function columns() {
 
 function toggle(id) {
   $(id).open = !$(id).open;
+  if ($(id).open) $(id).scrollIntoView({ block: "nearest" });
 }
 
 function setView(view) {
@@ -515,6 +524,7 @@ function listen() {
     clock.since = document.hidden ? 0 : performance.now(); // time spent elsewhere is not spent on the image
   });
   $("welcome-form").addEventListener("submit", begin);
+  $("welcome").addEventListener("close", () => state.reader || welcome()); // Esc leads nowhere before there is a name
   addEventListener("hashchange", () => location.reload()); // a token was put behind the address
 }
 

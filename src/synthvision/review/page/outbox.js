@@ -6,9 +6,10 @@ const PAUSES = [200, 500, 1000, 2000, 5000]; // milliseconds before the next att
 
 export class Outbox {
   // `prepare(entry)` gives what is sent; `settled(entry, answer)` is called once the server has answered;
-  // `changed(waiting, error)` whenever the number of those that wait changes, or an attempt failed.
+  // `changed(waiting, failures, locked)` whenever the number of those that wait changes, or an attempt failed;
+  // locked: the server no longer knows this browser.
   constructor(prepare, settled, changed) {
-    Object.assign(this, { prepare, settled, changed, entries: [], busy: false, failures: 0 });
+    Object.assign(this, { prepare, settled, changed, entries: [], busy: false, failures: 0, locked: false });
     window.addEventListener("online", () => this.wake?.());
   }
 
@@ -38,7 +39,7 @@ export class Outbox {
     this.busy = true;
     while (this.entries.length) {
       const entry = this.entries[0];
-      this.changed(this.entries.length, this.failures);
+      this.changed(this.entries.length, this.failures, this.locked);
       if (!entry.body) {
         entry.body = this.prepare(entry);
         this.keep(entry);
@@ -46,7 +47,7 @@ export class Outbox {
       const answer = await this.send(entry.body);
       if (!answer) {
         const pause = PAUSES[Math.min(this.failures++, PAUSES.length - 1)];
-        this.changed(this.entries.length, this.failures);
+        this.changed(this.entries.length, this.failures, this.locked);
         await new Promise((resolve) => {
           this.wake = resolve;
           setTimeout(resolve, pause);
@@ -59,7 +60,7 @@ export class Outbox {
       this.settled(entry, answer);
     }
     this.busy = false;
-    this.changed(0, 0);
+    this.changed(0, 0, false);
   }
 
   // Returns status and content of the server's answer; null where there was none that counts.
@@ -71,7 +72,8 @@ export class Outbox {
         body: JSON.stringify(body),
         signal: AbortSignal.timeout(10_000),
       });
-      if (response.status >= 500 || response.status === 401) return null;
+      this.locked = response.status === 401;
+      if (response.status >= 500 || this.locked) return null;
       return { status: response.status, content: await response.json() };
     } catch {
       return null;

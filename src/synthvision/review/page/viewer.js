@@ -57,6 +57,11 @@ export class Viewer {
     this.draw();
   }
 
+  // A step is a tenth of the stage; a picture that is shown whole stays.
+  panBy(right, down) {
+    this.panTo(this.x + (right * this.stage.clientWidth) / 10, this.y + (down * this.stage.clientHeight) / 10);
+  }
+
   draw() {
     const image = this.stage.firstElementChild;
     if (image) {
