@@ -102,13 +102,13 @@ def test_every_stage_is_finished_and_tracked_below_one_parent(study: Path) -> No
     assert logged >= {"audit.html", "audit.json"}
 
 
-def test_a_budget_is_a_run_of_its_own_below_the_training_it_is_read_off(study: Path) -> None:
+def test_a_budget_is_a_run_of_its_own_below_the_training_it_is_read_off(tmp_path: Path) -> None:
     """As real training to that budget alone would be: same parameters, same metrics, same weights."""
-    constant = ("stage=classify", "classifier.schedule=constant", "classifier.warmup_epochs=0")
-    run(study, *constant, "classifier.budgets=[1,2]")
-    run(study, *constant, "classifier.epochs=1")
-    budgets = [each for each in runs_of(study) if each.data.tags["stage"] == "budget"]
-    trained = [each for each in runs_of(study) if each.data.tags["stage"] == "classify"]
+    constant = ("stage=classify", "arm=real_only", "classifier.schedule=constant", "classifier.warmup_epochs=0")
+    run(tmp_path, *constant, "classifier.budgets=[1,2]")
+    run(tmp_path, *constant, "classifier.epochs=1")
+    budgets = [each for each in runs_of(tmp_path) if each.data.tags["stage"] == "budget"]
+    trained = [each for each in runs_of(tmp_path) if each.data.tags["stage"] == "classify"]
     assert [each.info.run_name for each in budgets] == ["epoch 1", "epoch 2"]
     assert {each.data.tags["mlflow.parentRunId"] for each in budgets} == {trained[-2].info.run_id}
     read_off, alone = budgets[0].data, trained[-1].data
@@ -117,8 +117,8 @@ def test_a_budget_is_a_run_of_its_own_below_the_training_it_is_read_off(study: P
     assert "best/val/loss" in read_off.metrics
     assert read_off.tags["budget"] == "1"
     assert budgets[0].outputs.model_outputs
-    folders = sorted((study / "studies" / "phantom" / "classify").glob("*/stage.json"), key=lambda f: f.stat().st_mtime)
-    long, short = (file.parent for file in folders[-2:])
+    root = tmp_path / "studies" / "phantom" / "classify"
+    long, short = (root / each.data.tags["fingerprint"] for each in trained)
     for name in ("weights/model.safetensors", "weights/model.json", "history.csv", "validation.csv"):
         assert (long / "budgets" / "0001" / name).read_bytes() == (short / name).read_bytes()
 
@@ -190,7 +190,7 @@ KILL_WHEN: Mapping[str, str] = {
 def test_ctrl_c_leaves_a_killed_run_and_a_nonzero_exit_code(tmp_path: Path) -> None:
     process = start(tmp_path, "stage=prepare", "dataset.phantom.images={lesion: 60, normal: 3000, other: 0}")
     deadline = time.monotonic() + 120
-    while not (tmp_path / "studies" / "phantom" / "phantom" / "images").exists():
+    while not (tmp_path / "studies" / "phantom" / "phantom" / "0" / "images").exists():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -201,12 +201,13 @@ def test_ctrl_c_leaves_a_killed_run_and_a_nonzero_exit_code(tmp_path: Path) -> N
 
 
 def test_opening_the_test_set_again_needs_a_reason_that_the_report_shows(study: Path) -> None:
-    process = start(study, "seed=1", "arm=real_only")
+    second = ("seed=1", "dataset.phantom.seed=0", "arm=real_only")  # another seed of training, the same test images
+    process = start(study, *second)
     output, _ = process.communicate(timeout=500)
     assert process.returncode == 1
     assert "evaluate.reopen" in output
     assert "Traceback" not in output
-    run(study, "seed=1", "arm=real_only", "evaluate.reopen=a second arm is compared")
+    run(study, *second, "evaluate.reopen=a second arm is compared")
     report = json.loads((folder_of(study, "report") / "report.json").read_text())
     assert [opening["reason"] for opening in report["openings"]] == ["", "a second arm is compared"]
     assert report["fidelity"] == {}  # nothing was generated for this arm

@@ -16,7 +16,7 @@ SET = "synthvision.data.guide_sets.GuideSet"
 def two_sets(folder: Path) -> tuple[str, ...]:
     """Divide the phantoms' guides, and return what makes a study of the parts."""
     guides = folder / "data" / "guides"
-    captions = sorted((folder / "studies" / "phantom" / "phantom" / "guides").glob("*.txt"))
+    captions = sorted((folder / "studies" / "phantom" / "phantom" / "0" / "guides").glob("*.txt"))
     for number, caption in enumerate(captions):
         part = guides / ("one", "two")[number % 2]
         part.mkdir(parents=True, exist_ok=True)

@@ -62,7 +62,7 @@ def test_it_is_the_wheel_that_runs(command: Path, tmp_path: Path) -> None:
 def test_help_from_another_folder(command: Path, tmp_path: Path) -> None:
     help_ = output([str(command), "--help"], tmp_path)
     assert "experiment: hpv, mpox, phantom" in help_
-    assert "sweeps: phantom_arms" in help_
+    assert "phantom_arms" in next(line for line in help_.splitlines() if line.startswith("sweeps: "))
 
 
 def test_a_short_study_from_another_folder(command: Path, tmp_path: Path) -> None:
