@@ -184,7 +184,7 @@ def first_step(manifest: Manifest, config: ClassifierConfig, folder: Path) -> fl
     def stop(*_: object) -> None:
         raise Done
 
-    whole, Classifier.on_train_batch_end = Classifier.on_train_batch_end, stop  # type: ignore[method-assign]
+    whole, Classifier.on_train_batch_end = Classifier.on_train_batch_end, stop  # type: ignore[method-assign]  # for this step alone
     start = time.perf_counter()
     try:
         with quiet():
@@ -192,7 +192,7 @@ def first_step(manifest: Manifest, config: ClassifierConfig, folder: Path) -> fl
     except Done:
         return time.perf_counter() - start
     finally:
-        Classifier.on_train_batch_end = whole  # type: ignore[method-assign]
+        Classifier.on_train_batch_end = whole  # type: ignore[method-assign]  # for this step alone
     raise AssertionError("no step was made")
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ class Latents:
 
 
 @dataclass(frozen=True)
-class Parts:
+class Parts(ABC):
     """What all latent diffusion models are made of, and how they are kept."""
 
     vae: AutoencoderKL
@@ -118,9 +119,9 @@ class Parts:
         """Return the cumulative alphas of the latents' noise: float32 (timesteps,), on the CPU."""
         return alphas_of(self.scheduler_config)
 
+    @abstractmethod
     def pipeline(self, scheduler: Any = None) -> DiffusionPipeline:
         """Return a diffusers pipeline that shares these parts; without a scheduler, it gets `sampler()`."""
-        raise NotImplementedError
 
     def lay_out(self, memory_format: torch.memory_format) -> None:
         """Order weights in memory, in place: convolutions run faster channels-last, on the CPU and on the GPU."""
