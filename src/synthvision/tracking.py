@@ -47,6 +47,9 @@ METRIC_BATCH = 1_000
 DIGEST_LENGTH = 36  # MLflow's limit for a data set's digest
 CLOCK_DRIFT = 60.0  # seconds by which a process's start time may seem to move when the clock is set
 PROCESS_TAG = "process"
+SWEEP_TAG = "sweep"  # digest of a sweep's jobs, on its own run
+JOB_TAG = "job"  # identity of a job, on each run that a start of its sweep gave it
+PARENT_TAG = "mlflow.parentRunId"
 MODEL_NAME = "classifier"
 VALIDATION = "best/val/"  # begins the metrics that a model may be chosen by
 VALIDATED_ON = "validation"  # context of the data set that these metrics were measured on
@@ -242,6 +245,39 @@ class Store:
     def link(self, run_id: str) -> str:
         """Return where the UI shows a run; nothing for a run that was not tracked."""
         return f"{self.config.ui.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{run_id}" if run_id else ""
+
+    @contextmanager
+    def sweep_run(self, name: str, digest: str, tags: Mapping[str, object]) -> Iterator[tuple[Run, bool]]:
+        """Open the parent run of a sweep, or open it again where an earlier start left one.
+
+        It is no active run: its children may be opened in other processes, with PARENT_TAG.
+
+        Yields:
+            The run, and whether it was there before.
+        """
+        client = mlflow.MlflowClient()
+        fixed = {"study": self.study, "version": __version__, "git_commit": git_commit(), PROCESS_TAG: _process()}
+        text = {key: str(value) for key, value in {**fixed, "stage": "sweep", SWEEP_TAG: digest, **tags}.items()}
+        found = client.search_runs([self.experiment_id], f"tags.{SWEEP_TAG} = '{digest}'", max_results=1)
+        if found:
+            run_id = found[0].info.run_id
+            client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+        else:
+            run_id = client.create_run(self.experiment_id, run_name=name).info.run_id
+        run, status = Run(run_id, self.experiment_id), RunStatus.KILLED
+        run.set_tags(text)
+        try:
+            yield run, bool(found)
+            status = RunStatus.FINISHED
+        except Exception:
+            status = RunStatus.FAILED
+            raise
+        finally:
+            client.set_terminated(run_id, RunStatus.to_string(status))
+
+    def close_dead_runs(self) -> None:
+        """Mark runs KILLED whose process on this machine is gone."""
+        _close_dead_runs(mlflow.MlflowClient(), self.experiment_id)
 
     @contextmanager
     def pipeline_run(

@@ -1,0 +1,7 @@
+"""Hydra looks for sweepers in this namespace only; these are `synthvision.sweep`'s."""
+
+from synthvision.sweep import sweeper
+
+
+class GridSweeper(sweeper.GridSweeper):
+    """Chosen by `conf/hydra/sweeper/grid.yaml`."""

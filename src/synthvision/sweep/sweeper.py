@@ -1,0 +1,226 @@
+"""A sweep from its start to its end: check all jobs, freeze them, run what is missing, say what failed."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from synthvision import artifact
+from synthvision.sweep.book import FAILED, WAITING, Book, Job
+from synthvision.sweep.composed import ReportedError, make, shared_folder, text_of
+from synthvision.sweep.launchers import InProcess, Launcher, check_alone
+from synthvision.sweep.plan import ASIDE, PlanError, plan, resolved
+from synthvision.sweep.progress import Goal, Progress
+from synthvision.sweep.worker import Work
+
+if TYPE_CHECKING:
+    from synthvision.tracking import Run
+
+LAUNCHERS = "synthvision.sweep.launchers."
+
+
+@dataclass
+class Started:
+    """A sweep that was checked and is about to run."""
+
+    name: str
+    digest: str
+    command: str
+    book: Book
+    launcher: Launcher
+    work: Work
+    goal: Goal
+    jobs: dict[str, Job] = field(default_factory=dict)
+
+    def run(self, digests: Sequence[str]) -> None:
+        """Run what is missing of these jobs, and show how far the sweep is."""
+        missing = [digest for digest in digests if not self.holds(digest)]
+        names = {digest: job.name for digest, job in self.jobs.items()}
+        live = not isinstance(self.launcher, InProcess)
+        with Progress(self.book, names, self.goal, self.launcher.width, live) as progress:
+            self.launcher.run(missing, self.work, progress.update)
+
+    def holds(self, digest: str) -> bool:
+        """Tell whether a job is done; forget what is known of one that must run again."""
+        outcome = self.book.outcome(digest)
+        if outcome and outcome.holds:
+            return True
+        self.book.forget(digest)
+        return False
+
+
+class GridSweeper(Sweeper):
+    """Every combination of the values that `hydra.sweeper.params` and the command line give.
+
+    Args:
+        metric: of validation; what "best so far" is judged by.
+        greatest: whether more of it is better.
+        params: key -> values with commas between them.
+    """
+
+    def __init__(self, metric: str, greatest: bool, params: Mapping[str, str] | None = None) -> None:
+        self.goal = Goal(metric, greatest)
+        self.params = dict(params or {})
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what Hydra has for every sweeper."""
+        self.context, self.task, self.config = hydra_context, task_function, config
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run the sweep, or what an earlier start has left of it.
+
+        Raises:
+            ReportedError: jobs could not be run, or failed; what and why is printed.
+            Stopped: a signal came; what is done counts, and the same command goes on.
+        """
+        try:
+            self._sweep(arguments)
+        except (PlanError, ValueError, OSError) as error:
+            print(f"synthvision: {text_of(error)}", file=sys.stderr)
+            raise ReportedError from error
+
+    def _sweep(self, arguments: list[str]) -> None:
+        params = [f"{key}={value}" for key, value in self.params.items()]
+        overrides = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(params + arguments)
+        each = [list(job) for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
+        jobs = self.plan(each)
+        name, digest = self.name(arguments), artifact.digest_of(sorted(job.digest for job in jobs))[:16]
+        with self.start(name, digest, arguments, jobs) as started:
+            started.run([job.digest for job in jobs])
+
+    def plan(self, of_each: Sequence[Sequence[str]]) -> list[Job]:
+        """Compose and make jobs; see `plan`."""
+
+        def compose(overrides: list[str]) -> DictConfig:
+            return self.context.config_loader.load_sweep_config(self.config, overrides)
+
+        alone = ["hydra.mode=RUN"] if self.config.hydra.mode is not None and self._file(of_each[0]) else []
+        jobs = plan(of_each, compose, [*shared_folder(self.config.hydra), *alone])
+        for job in jobs:
+            check_alone(self.launcher, _processes(job))
+        return jobs
+
+    @property
+    def launcher(self) -> Launcher:
+        """The launcher that `hydra/launcher=` names.
+
+        Raises:
+            ValueError: one of Hydra's own packages was named, or a number breaks its rule.
+        """
+        target = str(self.config.hydra.launcher.get("_target_", ""))
+        if not target.startswith(LAUNCHERS):
+            raise ValueError(
+                f"hydra/launcher must be in_process, joblib, submitit_local, submitit_slurm or ray; it is {target}"
+            )
+        launcher: Launcher = instantiate(self.config.hydra.launcher, _convert_="all")
+        return launcher
+
+    @contextmanager
+    def start(self, name: str, digest: str, arguments: Sequence[str], jobs: Sequence[Job]) -> Iterator[Started]:
+        """Freeze the jobs, open the sweep's run, and afterwards close it and say what failed.
+
+        Raises:
+            ValueError: another process runs this sweep.
+            ReportedError: jobs failed.
+        """
+        from synthvision.tracking import open_store
+
+        folder = Path(self.config.hydra.sweep.dir, digest).absolute()
+        book, session = Book(folder), uuid.uuid4().hex
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            for job in jobs:
+                book.write(job)
+            shown = {"name": name, "arguments": list(arguments), "jobs": {job.digest: job.name for job in jobs}}
+            artifact.write_json(folder / "sweep.json", shown)
+            store = open_store(make(self.config, "tracking"), jobs[0].config["study"])
+            command = self.command(arguments)
+            with store.sweep_run(name, digest, {"jobs": len(jobs)}) as (run, before):
+                if not before:  # the runs of its jobs were deleted or are in another store; results are still reused
+                    for job in jobs:
+                        book.forget(job.digest)
+                self._describe(run, name, command, jobs)
+                aside = {key: resolved(self.config, key) for key in ASIDE}
+                work = Work(book, session, run.run_id, self.task, Path.cwd(), aside, {})
+                started = Started(name, digest, command, book, self.launcher, work, self.goal, {j.digest: j for j in jobs})
+                book.open_session(session)
+                try:
+                    yield started
+                finally:
+                    book.open_session("")
+                    store.close_dead_runs()  # of jobs whose process was killed
+                _tell(started)
+
+    def name(self, arguments: Sequence[str]) -> str:
+        """Return the sweep's name: its file's, or the keys that vary."""
+        parts = OverridesParser.create().parse_overrides(list(arguments))
+        varied = [str(part.key_or_group).rsplit(".", 1)[-1] for part in parts if part.is_sweep_override()]
+        return self._file(arguments) or " x ".join(varied) or "sweep"
+
+    def command(self, arguments: Sequence[str]) -> str:
+        """Return the command that runs the sweep, or goes on with it."""
+        many = [] if self._file(arguments) else ["-m"]
+        hydra = [each for each in self.config.hydra.overrides.hydra if not each.startswith("hydra.mode=")]
+        return shlex.join(["synthvision", *shared_folder(self.config.hydra), *many, *arguments, *hydra])
+
+    @staticmethod
+    def _file(arguments: Sequence[str]) -> str:
+        return next((each.partition("=")[2] for each in arguments if each.startswith(("+sweeps=", "sweeps="))), "")
+
+    def _describe(self, run: Run, name: str, command: str, jobs: Sequence[Job]) -> None:
+        rows = [f"| {job.name} | `{job.digest}` |" for job in jobs]
+        table = "\n".join(["| job | identity |", "|---|---|", *rows])
+        run.note(f"{len(jobs)} jobs. Run it, or go on with it:\n\n```\n{command}\n```\n\n{table}\n")
+        run.log_config(OmegaConf.to_yaml(self.config.hydra.sweeper))
+
+
+def _processes(job: Job) -> int:
+    """Return how many processes a job trains by."""
+    trains = job.config["stage"]["name"] in ("dreambooth", "generate", "review", "classify", "evaluate", "report", "pipeline")
+    return int(job.config["dreambooth"]["devices"]) if trains else 1
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"this sweep is running in another process (its folder is {folder}); wait for it") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _tell(started: Started) -> None:
+    """Print what is not done, with the command that runs it alone.
+
+    Raises:
+        ReportedError: jobs failed.
+    """
+    ended = [(job, started.book.outcome(digest)) for digest, job in started.jobs.items()]
+    for state, words in ((WAITING, "wait for readers"), (FAILED, "failed")):
+        these = [(job, outcome) for job, outcome in ended if outcome and outcome.state == state]
+        if these:
+            print(f"{len(these)} of {len(ended)} jobs {words}:", file=sys.stderr)
+        for job, outcome in these:
+            print(f"- {job.name}: {outcome.error}\n  rerun: {job.command}", file=sys.stderr)
+    if any(outcome and outcome.state == FAILED for _, outcome in ended):
+        print(f"all that is missing: {started.command}\nlogs: {os.path.relpath(started.book.folder)}", file=sys.stderr)
+        raise ReportedError
