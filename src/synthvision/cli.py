@@ -1,6 +1,7 @@
 """The command line: compose the config, make its dataclasses, run the stage, end with an honest exit code.
 
-With `sweep/` the only importer of Hydra and OmegaConf. Nothing heavy (torch, diffusers, MLflow) is imported before a stage needs it.
+With `sweep/` the only importer of Hydra and OmegaConf. Nothing heavy (torch, diffusers, MLflow) is imported before a
+stage needs it.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from synthvision.sweep.composed import (
     ReportedError,
-    Stopped,
     StopOnSignal,
+    Stopped,
     is_ours,
     make,
     shared_folder,

@@ -266,8 +266,11 @@ def inputs_digest(study: Study, stage: str) -> str:
     while more := {name for each in needed for name in table[each].reads if name in table} - needed:
         needed |= more
     drawn = {"prepare"} if study.dataset.phantom else set()
-    configs = {name: table[name].config(study) for name in sorted(needed - drawn - {"report"})}
-    return artifact.digest_of({name: {key: each[key] for key in FILES if key in each} for name, each in configs.items()})
+    found = {}
+    for name in sorted(needed - drawn - {"report"}):
+        config = table[name].config(study)
+        found[name] = {key: config[key] for key in FILES if key in config}
+    return artifact.digest_of(found)
 
 
 def _table(study: Study, stage: str) -> Mapping[str, Stage]:

@@ -1,8 +1,8 @@
-"""A sweep's folder: each job's frozen config and what became of it, so that any process can run one and any start go on.
+"""A sweep's folder: each job's frozen config and what became of it. Any process can run a job, any start go on.
 
-    <root>/.sweeps/<sweep>/sweep.json          what was asked, and in which order the jobs stand
-    <root>/.sweeps/<sweep>/jobs/<job>.json     a job's composed config: editing YAML no longer changes it
-    <root>/.sweeps/<sweep>/jobs/<job>.done     its outcome, written whole or not at all
+<root>/.sweeps/<sweep>/sweep.json          its name, and the command that goes on with it
+<root>/.sweeps/<sweep>/jobs/<job>.json     a job's composed config: editing YAML no longer changes it
+<root>/.sweeps/<sweep>/jobs/<job>.done     its outcome, written whole or not at all
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from synthvision import artifact
 
-DONE, FAILED, WAITING = "done", "failed", "waiting"
+DONE, PRUNED, FAILED, WAITING = "done", "pruned", "failed", "waiting"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Job:
 class Outcome:
     """What became of a job."""
 
-    state: str  # DONE, FAILED, or WAITING for people
+    state: str  # DONE, FAILED, PRUNED (ended early by a search), or WAITING for people
     seconds: float
     error: str = ""  # first line of what went wrong, or what it waits for
     metrics: Mapping[str, float] = field(default_factory=dict)  # best/val/...: the ones that a choice may be made by
@@ -49,7 +49,7 @@ class Outcome:
     @property
     def holds(self) -> bool:
         """Whether the job need not run again."""
-        return self.state == DONE and all(artifact.finished(Path(folder)) for folder in self.folders)
+        return self.state in (DONE, PRUNED) and all(artifact.finished(Path(folder)) for folder in self.folders)
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,11 @@ class Book:
         for suffix in (DONE, "running"):
             self._file(digest, suffix).unlink(missing_ok=True)
 
+    def forget_all(self) -> None:
+        """Drop what is known of all jobs' ends."""
+        for file in self.folder.glob(f"jobs/*.{DONE}"):
+            file.unlink()
+
     def is_running(self, digest: str) -> bool:
         """Tell whether a job began and did not end; its process may be gone."""
         return self._file(digest, "running").exists()
@@ -102,7 +107,7 @@ class Book:
 
     @property
     def session(self) -> str:
-        """The start of the sweep that jobs now belong to; "" once it has ended. A worker left by an earlier one stops."""
+        """The start of the sweep that jobs now belong to; "" once it has ended. Workers of an earlier one stop."""
         file = self.folder / "session"
         return file.read_text() if file.exists() else ""
 

@@ -24,6 +24,10 @@ class Stopped(BaseException):
         self.signum = signum
 
 
+class Pruned(BaseException):
+    """A search ended a job early; the message says why. No `Exception`: nothing went wrong."""
+
+
 class ReportedError(Exception):
     """A job failed and its error was printed; `__cause__` is that error. A sweep goes on with its other jobs."""
 
@@ -83,6 +87,6 @@ def text_of(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what a table says of an error: the first line of its message, and its kind where no line of ours raised it."""
+    """Return what a table says of an error: the first line of its message, and the kind of an error of a library."""
     text = (text_of(error).strip() or type(error).__name__).splitlines()[0]
     return text if is_ours(error) else f"{type(error).__name__}: {text}"

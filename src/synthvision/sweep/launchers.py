@@ -117,7 +117,7 @@ class Joblib:
                 for _ in parallel(joblib.delayed(run)(job) for job in left):
                     watch()
             left = [job for job in left if work.book.outcome(job) is None]
-            lost.update(job for job in left if work.book.is_running(job))  # one of them was killed, the others fell with it
+            lost.update(job for job in left if work.book.is_running(job))  # one was killed, the others fell with it
             for job in [job for job in left if lost[job] >= ATTEMPTS]:
                 work.book.end(job, Outcome(FAILED, 0.0, KILLED))
             left = [job for job in left if lost[job] < ATTEMPTS]
@@ -209,8 +209,7 @@ class Ray:
 
     def run(self, jobs: Sequence[str], work: Work, watch: Watch) -> None:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing leaves the machine
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # of a cluster that lives as long as this sweep, on this machine
-        os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # Ray on this machine listens on the loopback address only
         ray = _imported("ray")
         here = {"num_cpus": _cores(), "include_dashboard": False} if self.address is None else {}
         ray.init(address=self.address, log_to_driver=False, logging_level="warning", **here)

@@ -26,20 +26,23 @@ class PlanError(ValueError):
     """Jobs cannot be run; the message lists every mistake with the jobs that have it."""
 
 
-def plan(of_each: Sequence[Sequence[str]], compose: Compose, also: Sequence[str]) -> list[Job]:
+def plan(
+    of_each: Sequence[Sequence[str]], compose: Compose, also: Sequence[str], names: Sequence[str] | None = None
+) -> list[Job]:
     """Compose and make every job.
 
     Args:
         of_each: the overrides of each job.
         compose: Hydra's.
         also: overrides that a job's command needs beside its own to run it alone.
+        names: of the jobs; None names them by what varies.
 
     Raises:
         PlanError: some cannot be composed or made, want a stage that is no work, or belong to another study.
     """
     mistakes: dict[str, list[str]] = {}
     made: list[tuple[Sequence[str], dict[str, Any], Study]] = []
-    names = _names(of_each)
+    names = names or _names(of_each)
     for overrides, name in zip(of_each, names, strict=True):
         try:
             config = compose(list(overrides))
@@ -135,5 +138,3 @@ def _listed(mistakes: Mapping[str, Sequence[str]], among: int) -> str:
         where = f" ({len(names)} jobs, the first: {names[0]})" if len(names) > 1 else "".join(f" ({n})" for n in names)
         lines.append(f"- {text}{where}")
     return "\n".join(lines)
-
-

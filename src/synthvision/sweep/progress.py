@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
 
-from synthvision.sweep.book import DONE, FAILED, WAITING, Book, Outcome
+from synthvision.sweep.book import DONE, FAILED, PRUNED, WAITING, Book, Job, Outcome
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Goal:
         """Return a finished job's value; None where it has none."""
         return outcome.metrics.get(self.metric) if outcome and outcome.state == DONE else None
 
-    def best(self, values: dict[str, float]) -> str:
+    def best(self, values: Mapping[str, float]) -> str:
         """Return the job with the best value, the first of equals."""
         return (max if self.greatest else min)(values, key=values.__getitem__)
 
@@ -42,24 +43,24 @@ class Progress:
 
     Args:
         book: where outcomes stand.
-        jobs: digest -> name, of the whole sweep.
+        jobs: digest -> job; a search adds to them.
+        total: jobs of the whole sweep.
         goal: what "best" means.
-        width: jobs at once.
         live: keep the line at the bottom of the terminal; not where jobs print on it themselves.
     """
 
-    def __init__(self, book: Book, jobs: dict[str, str], goal: Goal, width: int, live: bool) -> None:
-        self._book, self._jobs, self._goal, self._width = book, jobs, goal, width
+    def __init__(self, book: Book, jobs: Mapping[str, Job], total: int, goal: Goal, live: bool) -> None:
+        self._book, self._jobs, self._total, self._goal = book, jobs, total, goal
         self._console = Console(stderr=True, highlight=False)
         self._live = Live(console=self._console, refresh_per_second=4) if live and self._console.is_terminal else None
         self._before = ""
         self._start = time.monotonic()
-        self._done_before = len(self._outcomes())
+        self.earlier = 0  # jobs that ended in an earlier start: of those in `jobs` ...
+        self.forgotten = 0  # ... and others, of a search
 
     def __enter__(self) -> Progress:
         if self._live:
             self._live.start()
-        self.update()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -73,37 +74,37 @@ class Progress:
         if line == self._before:
             return
         self._before = line
+        line += self._left()
         if self._live:
             self._live.update(line)
         else:
             self._console.print(line, soft_wrap=True)
 
     def line(self) -> str:
-        """Return one line: `sweep: 3 of 25 done, 2 running, 1 failed, best/val/loss 0.12 (lr=1e-3), about 12 min left`."""
+        """Return one line: `sweep: 3 of 25 done, 2 running, 1 failed, best/val/loss 0.12 (lr=1e-3)`."""
         outcomes = self._outcomes()
-        of = {state: sum(each.state == state for each in outcomes.values()) for state in (DONE, FAILED, WAITING)}
+        of = Counter(each.state for each in outcomes.values())
         running = sum(self._book.is_running(job) for job in self._jobs if job not in outcomes)
-        parts = [f"{of[DONE]} of {len(self._jobs)} done"]
+        parts = [f"{of[DONE] + self.forgotten} of {self._total} done"]
         parts += [f"{running} running"] if running else []
-        parts += [f"{of[state]} {state}" for state in (FAILED, WAITING) if of[state]]
+        parts += [f"{of[state]} {state}" for state in (PRUNED, FAILED, WAITING) if of[state]]
         values = {job: value for job, each in outcomes.items() if (value := self._goal.value(each)) is not None}
         if values:
             best = self._goal.best(values)
-            parts.append(f"{self._goal.metric} {values[best]:.4g} ({self._jobs[best]})")
-        left = self._left(list(outcomes.values()))
-        return f"sweep: {', '.join([*parts, *([left] if left else [])])}"
+            parts.append(f"{self._goal.metric} {values[best]:.4g} ({self._jobs[best].name})")
+        return f"sweep: {', '.join(parts)}"
 
     def _outcomes(self) -> dict[str, Outcome]:
         found = {job: self._book.outcome(job) for job in self._jobs}
         return {job: outcome for job, outcome in found.items() if outcome}
 
-    def _left(self, outcomes: Sequence[Outcome]) -> str:
-        ended, waiting = len(outcomes) - self._done_before, len(self._jobs) - len(outcomes)
+    def _left(self) -> str:
+        outcomes = len(self._outcomes())
+        ended, waiting = outcomes - self.earlier, self._total - outcomes - self.forgotten
         if not waiting or ended < 1:
             return ""
-        # A job's time is the sweep's: what jobs wait for each other and what they share counts as it happened.
-        seconds = (time.monotonic() - self._start) / ended * waiting
-        return f"about {_words(seconds)} left"
+        # By the clock of the sweep: that jobs run side by side, and what they share, counts as it happened.
+        return f", about {_words((time.monotonic() - self._start) / ended * waiting)} left"
 
 
 def _words(seconds: float) -> str:

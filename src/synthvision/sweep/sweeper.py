@@ -8,9 +8,8 @@ import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -28,39 +27,35 @@ from synthvision.sweep.plan import ASIDE, PlanError, plan, resolved
 from synthvision.sweep.progress import Goal, Progress
 from synthvision.sweep.worker import Work
 
-if TYPE_CHECKING:
-    from synthvision.tracking import Run
-
 LAUNCHERS = "synthvision.sweep.launchers."
 
 
 @dataclass
 class Started:
-    """A sweep that was checked and is about to run."""
+    """A sweep that has begun: its jobs so far, and what runs them."""
 
-    name: str
-    digest: str
-    command: str
     book: Book
     launcher: Launcher
     work: Work
-    goal: Goal
-    jobs: dict[str, Job] = field(default_factory=dict)
+    jobs: dict[str, Job]
+    progress: Progress
 
-    def run(self, digests: Sequence[str]) -> None:
-        """Run what is missing of these jobs, and show how far the sweep is."""
-        missing = [digest for digest in digests if not self.holds(digest)]
-        names = {digest: job.name for digest, job in self.jobs.items()}
-        live = not isinstance(self.launcher, InProcess)
-        with Progress(self.book, names, self.goal, self.launcher.width, live) as progress:
-            self.launcher.run(missing, self.work, progress.update)
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Freeze these jobs and run what is missing of them."""
+        self.jobs |= {job.digest: job for job in jobs}
+        for job in jobs:
+            self.book.write(job)
+        missing = [job.digest for job in jobs if not self._holds(job)]
+        self.progress.earlier += len(jobs) - len(missing)
+        self.progress.update()
+        self.launcher.run(missing, self.work, self.progress.update)
 
-    def holds(self, digest: str) -> bool:
+    def _holds(self, job: Job) -> bool:
         """Tell whether a job is done; forget what is known of one that must run again."""
-        outcome = self.book.outcome(digest)
+        outcome = self.book.outcome(job.digest)
         if outcome and outcome.holds:
             return True
-        self.book.forget(digest)
+        self.book.forget(job.digest)
         return False
 
 
@@ -99,18 +94,18 @@ class GridSweeper(Sweeper):
         overrides = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(params + arguments)
         each = [list(job) for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
         jobs = self.plan(each)
-        name, digest = self.name(arguments), artifact.digest_of(sorted(job.digest for job in jobs))[:16]
-        with self.start(name, digest, arguments, jobs) as started:
-            started.run([job.digest for job in jobs])
+        digest = artifact.digest_of(sorted(job.digest for job in jobs))[:16]
+        with self.start(arguments, digest, jobs[0].config["study"], len(jobs)) as started:
+            started.run(jobs)
 
-    def plan(self, of_each: Sequence[Sequence[str]]) -> list[Job]:
+    def plan(self, of_each: Sequence[Sequence[str]], names: Sequence[str] | None = None) -> list[Job]:
         """Compose and make jobs; see `plan`."""
 
         def compose(overrides: list[str]) -> DictConfig:
             return self.context.config_loader.load_sweep_config(self.config, overrides)
 
-        alone = ["hydra.mode=RUN"] if self.config.hydra.mode is not None and self._file(of_each[0]) else []
-        jobs = plan(of_each, compose, [*shared_folder(self.config.hydra), *alone])
+        alone = ["hydra.mode=RUN"] if self._file(of_each[0]) else []  # a file in sweeps/ would start a sweep
+        jobs = plan(of_each, compose, [*shared_folder(self.config.hydra), *alone], names)
         for job in jobs:
             check_alone(self.launcher, _processes(job))
         return jobs
@@ -131,8 +126,14 @@ class GridSweeper(Sweeper):
         return launcher
 
     @contextmanager
-    def start(self, name: str, digest: str, arguments: Sequence[str], jobs: Sequence[Job]) -> Iterator[Started]:
-        """Freeze the jobs, open the sweep's run, and afterwards close it and say what failed.
+    def start(self, arguments: Sequence[str], digest: str, study: str, total: int) -> Iterator[Started]:
+        """Open the sweep's folder and run, and afterwards close them and say what failed.
+
+        Args:
+            arguments: of the command line.
+            digest: the sweep's identity.
+            study: of all jobs.
+            total: number of jobs.
 
         Raises:
             ValueError: another process runs this sweep.
@@ -140,31 +141,28 @@ class GridSweeper(Sweeper):
         """
         from synthvision.tracking import open_store
 
-        folder = Path(self.config.hydra.sweep.dir, digest).absolute()
-        book, session = Book(folder), uuid.uuid4().hex
-        folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder):
-            for job in jobs:
-                book.write(job)
-            shown = {"name": name, "arguments": list(arguments), "jobs": {job.digest: job.name for job in jobs}}
-            artifact.write_json(folder / "sweep.json", shown)
-            store = open_store(make(self.config, "tracking"), jobs[0].config["study"])
-            command = self.command(arguments)
-            with store.sweep_run(name, digest, {"jobs": len(jobs)}) as (run, before):
-                if not before:  # the runs of its jobs were deleted or are in another store; results are still reused
-                    for job in jobs:
-                        book.forget(job.digest)
-                self._describe(run, name, command, jobs)
+        name, command, session = self.name(arguments), self.command(arguments), uuid.uuid4().hex
+        book = Book(Path(self.config.hydra.sweep.dir, digest).absolute())
+        with _alone(book.folder):
+            artifact.write_json(book.folder / "sweep.json", {"name": name, "command": command})
+            store = open_store(make(self.config, "tracking"), study)
+            with store.sweep_run(name, digest, {"jobs": total}) as (run, before):
+                if not before:  # its runs were deleted or are in another store: all jobs are due, from reused stages
+                    book.forget_all()
+                run.note(f"{total} jobs. Run it, or go on with it:\n\n```\n{command}\n```\n")
+                run.log_config(OmegaConf.to_yaml(self.config.hydra.sweeper))
                 aside = {key: resolved(self.config, key) for key in ASIDE}
                 work = Work(book, session, run.run_id, self.task, Path.cwd(), aside, {})
-                started = Started(name, digest, command, book, self.launcher, work, self.goal, {j.digest: j for j in jobs})
+                jobs: dict[str, Job] = {}
+                live = not isinstance(self.launcher, InProcess)  # there the jobs print themselves
                 book.open_session(session)
                 try:
-                    yield started
+                    with Progress(book, jobs, total, self.goal, live) as progress:
+                        yield Started(book, self.launcher, work, jobs, progress)
                 finally:
                     book.open_session("")
                     store.close_dead_runs()  # of jobs whose process was killed
-                _tell(started)
+                _tell(book, jobs, command)
 
     def name(self, arguments: Sequence[str]) -> str:
         """Return the sweep's name: its file's, or the keys that vary."""
@@ -182,21 +180,15 @@ class GridSweeper(Sweeper):
     def _file(arguments: Sequence[str]) -> str:
         return next((each.partition("=")[2] for each in arguments if each.startswith(("+sweeps=", "sweeps="))), "")
 
-    def _describe(self, run: Run, name: str, command: str, jobs: Sequence[Job]) -> None:
-        rows = [f"| {job.name} | `{job.digest}` |" for job in jobs]
-        table = "\n".join(["| job | identity |", "|---|---|", *rows])
-        run.note(f"{len(jobs)} jobs. Run it, or go on with it:\n\n```\n{command}\n```\n\n{table}\n")
-        run.log_config(OmegaConf.to_yaml(self.config.hydra.sweeper))
-
 
 def _processes(job: Job) -> int:
     """Return how many processes a job trains by."""
-    trains = job.config["stage"]["name"] in ("dreambooth", "generate", "review", "classify", "evaluate", "report", "pipeline")
-    return int(job.config["dreambooth"]["devices"]) if trains else 1
+    return 1 if job.config["stage"]["name"] == "prepare" else int(job.config["dreambooth"]["devices"])
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
     try:
         lock.acquire(timeout=0)
@@ -208,19 +200,19 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _tell(started: Started) -> None:
+def _tell(book: Book, jobs: Mapping[str, Job], command: str) -> None:
     """Print what is not done, with the command that runs it alone.
 
     Raises:
         ReportedError: jobs failed.
     """
-    ended = [(job, started.book.outcome(digest)) for digest, job in started.jobs.items()]
+    ended = [(job, outcome) for digest, job in jobs.items() if (outcome := book.outcome(digest))]
     for state, words in ((WAITING, "wait for readers"), (FAILED, "failed")):
-        these = [(job, outcome) for job, outcome in ended if outcome and outcome.state == state]
+        these = [(job, outcome) for job, outcome in ended if outcome.state == state]
         if these:
-            print(f"{len(these)} of {len(ended)} jobs {words}:", file=sys.stderr)
+            print(f"{len(these)} of {len(jobs)} jobs {words}:", file=sys.stderr)
         for job, outcome in these:
             print(f"- {job.name}: {outcome.error}\n  rerun: {job.command}", file=sys.stderr)
-    if any(outcome and outcome.state == FAILED for _, outcome in ended):
-        print(f"all that is missing: {started.command}\nlogs: {os.path.relpath(started.book.folder)}", file=sys.stderr)
+    if any(outcome.state == FAILED for _, outcome in ended):
+        print(f"all that is missing: {command}\nlogs: {os.path.relpath(book.folder)}", file=sys.stderr)
         raise ReportedError

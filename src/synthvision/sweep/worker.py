@@ -16,8 +16,8 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from synthvision.sweep.book import DONE, FAILED, WAITING, Book, Outcome
-from synthvision.sweep.composed import ReportedError, Stopped, StopOnSignal, first_line
+from synthvision.sweep.book import DONE, FAILED, PRUNED, WAITING, Book, Outcome
+from synthvision.sweep.composed import Pruned, ReportedError, StopOnSignal, Stopped, first_line
 
 _slots: list[FileLock] = []  # the slot that this process has taken, for as long as it lives
 
@@ -81,6 +81,8 @@ class Work:
             ended = self.task(
                 config, job.overrides, parent=self.parent, name=job.name, digest=digest, on_epoch=self.hooks.get(digest)
             )
+        except Pruned as reason:
+            return Outcome(PRUNED, time.monotonic() - start, str(reason))
         except ReportedError as error:
             return Outcome(FAILED, time.monotonic() - start, first_line(error.__cause__ or error))
         folders = [str(folder.absolute()) for folder in ended.folders.values()]
@@ -150,5 +152,3 @@ def _printing_into(file: Path) -> Iterator[None]:
         for number, old in zip((1, 2), kept, strict=True):
             os.dup2(old, number)
             os.close(old)
-
-
