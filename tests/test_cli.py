@@ -20,7 +20,8 @@ import mlflow
 import pytest
 
 from synthvision import cli
-from synthvision.tracking import TrackingConfig, open_store
+from synthvision.tracking.config import TrackingConfig
+from synthvision.tracking.store import open_store
 
 STAND_IN = """
     import sys, time
@@ -33,7 +34,7 @@ STAND_IN = """
         seed: int
 
     def run(study, stage, resolved, overrides, tracking):
-        from synthvision.tracking import open_store
+        from synthvision.tracking.store import open_store
         with open_store(tracking, study.study).pipeline_run(f"seed {study.seed}", {}, "", {}):
             print("RUN", stage, study.study, study.seed, overrides, flush=True)
             BODY
@@ -189,7 +190,7 @@ def test_a_signal_kills_the_run_and_leaves_a_code(
 
 
 def test_in_a_sweep_one_failure_leaves_the_others(start: Start, tracking_root: Path) -> None:
-    body = "from synthvision.tracking import TrackingConfig; study.seed == 1 and TrackingConfig('')"
+    body = "from synthvision.tracking.config import TrackingConfig; study.seed == 1 and TrackingConfig('')"
     _, error = (process := start(body, "-m", "seed=0,1,2")).communicate()
     assert process.returncode == 1
     assert "tracking.root must name a folder" in error

@@ -38,7 +38,9 @@ from synthvision.stages.review import check_decided, decisions_digest, run_revie
 from synthvision.stages.rounds import rounds_digest
 from synthvision.stages.superres import run_superres
 from synthvision.study import Study
-from synthvision.tracking import Run, Store, TrackingConfig, open_store
+from synthvision.tracking.config import TrackingConfig
+from synthvision.tracking.runs import Run
+from synthvision.tracking.store import Store, open_store
 
 HEADLINE = ("accuracy", "sensitivity", "specificity", "auc")
 
@@ -389,6 +391,9 @@ def _say(runner: _Runner, metrics: Mapping[str, float], config: TrackingConfig) 
             console.print(f"report: {(folder / 'report.html').absolute()}", highlight=False, soft_wrap=True)
         if name in USES:
             console.print(f"{name}: {folder.absolute()}", highlight=False, soft_wrap=True)
+    if config.server:
+        console.print(f"MLflow UI: {config.address}", highlight=False, soft_wrap=True)
+        return
     # Through this command and not `mlflow ui`: it turns MLflow's telemetry off.
     ui = [sys.executable, "-m", "synthvision", "stage=ui", f"tracking.root={Path(config.root).absolute()}"]
     console.print(f"MLflow UI: {shlex.join(ui)}", highlight=False, soft_wrap=True)
