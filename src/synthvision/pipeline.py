@@ -231,7 +231,7 @@ def run(
         )
     runner = _Runner(study, store, table, resolved, overrides)
     with store.pipeline_run(_title(study, stage), resolved, runner.config_text, runner.tags) as parent:
-        parent.note(f"Remake it:\n\n```\n{runner.command()}\n```\n")
+        parent.describe(runner.command())
         waits_for = runner.make_or_wait(last, session)
         parent.set_tags({"waits_for": waits_for} if waits_for else {})
         # A stage that was finished before has its run below another parent; here stands which.
@@ -335,7 +335,7 @@ class _Runner:
         start = time.monotonic()
         tags = {**self.tags, "fingerprint": record.fingerprint}
         with self.store.stage_run(record.stage, self.resolved, self.config_text, tags) as tracked:
-            tracked.note(f"Remake it:\n\n```\n{self.command(record.stage)}\n```\n")
+            tracked.describe(self.command(record.stage))
             result = stage.run(self._context(record.stage, folder, tracked))
             self._log(tracked, result)
             for epochs, part in result.budgets.items():

@@ -26,14 +26,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from requests import HTTPError
 
-from synthvision.tracking.config import VALIDATION, TrackingConfig, without_passwords
+from synthvision.tracking.config import PARENT, VALIDATION, TrackingConfig, without_passwords
 from synthvision.tracking.journal import Entry, Journal
 
 METRIC_BATCH = 1_000  # MLflow's limit per call
 KEY_TAG = "journal_key"  # names a run before the server gave it an id
 OFFLINE = "offline-"  # begins such a name
 REFUSED = (400, 404, 405, 409, 413, 422)  # answers that another try would not change
-PARENT = "mlflow.parentRunId"
 
 logger = logging.getLogger("synthvision.tracking")
 
@@ -91,8 +90,8 @@ class Delivery:
         found = self._find(key, [experiment]) if entry.get("again") else None
         if found is None:
             tags = {**entry["tags"], KEY_TAG: key}
-            if entry["parent"]:
-                tags[PARENT] = self._id(entry["parent"])
+            if PARENT in tags:
+                tags[PARENT] = self._id(tags[PARENT])
             made = self._client.create_run(experiment, entry["time"], tags, entry["name"])
             found = str(made.info.run_id)
         self._ids[key] = found
@@ -145,7 +144,10 @@ class Delivery:
         self._client.log_inputs(run_id, [DatasetInput(Dataset(**entry["dataset"]), tags)])
 
     def _end(self, run_id: str, entry: Entry, _: Journal) -> None:
-        self._client.set_terminated(run_id, entry["status"], entry["time"])
+        if entry["time"] is None:
+            self._client.update_run(run_id, entry["status"])
+        else:
+            self._client.set_terminated(run_id, entry["status"], entry["time"])
 
     def _model(self, run_id: str, entry: Entry, journal: Journal) -> None:
         """Upload a saved model as an output of its run, with the run's validation metrics on the model's page."""
@@ -188,13 +190,15 @@ class Delivery:
         return str(found[0].info.run_id) if found else None
 
 
-def search_all(client: mlflow.MlflowClient, experiments: Sequence[str], condition: str) -> Iterator[mlflow.entities.Run]:
+def search_all(
+    client: mlflow.MlflowClient, experiments: Sequence[str], condition: str, page: int = 1_000
+) -> Iterator[mlflow.entities.Run]:
     """Yield every run of these experiments that fulfils a condition, page by page."""
     token: str | None = None
     while True:
-        page = client.search_runs(list(experiments), condition, max_results=1_000, page_token=token)
-        yield from page
-        token = page.token
+        found = client.search_runs(list(experiments), condition, max_results=page, page_token=token)
+        yield from found
+        token = found.token
         if not token:
             return
 

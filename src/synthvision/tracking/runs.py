@@ -16,7 +16,7 @@ from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
 from synthvision import __version__
 from synthvision.manifest import COLUMNS, Manifest
-from synthvision.tracking.config import flatten
+from synthvision.tracking.config import COMMAND_TAG, flatten
 from synthvision.tracking.journal import Journal
 
 if TYPE_CHECKING:
@@ -60,21 +60,25 @@ class Run:
         """Set the description that the UI shows above the run."""
         self.set_tags({NOTE_TAG: markdown})
 
+    def describe(self, command: str) -> None:
+        """Say by which command the run is remade, in its note and in a tag."""
+        self.set_tags({COMMAND_TAG: command, NOTE_TAG: f"Remake it:\n\n```\n{command}\n```\n"})
+
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Log nested values as flat parameters (`classifier.lr`); a longer value is cut at 6,000 characters."""
         params = [(key, str(value)[:PARAM_LENGTH]) for key, value in flatten(values).items()]
         for batch in _batches(params, PARAM_BATCH):
             self._log("params", values=dict(batch))
 
-    def log_text(self, name: str, text: str) -> None:
-        """Store text as an artifact."""
+    def log_bytes(self, name: str, data: bytes, folder: str = "") -> None:
+        """Store a file of this content as an artifact."""
         key, file = self._journal.make(name)
-        file.write_text(text)
-        self._log("artifact", file=key, folder="")
+        file.write_bytes(data)
+        self._log("artifact", file=key, folder=folder)
 
     def log_config(self, text: str) -> None:
         """Store the resolved config as `config.yaml`."""
-        self.log_text("config.yaml", text)
+        self.log_bytes("config.yaml", text.encode())
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log values at one step."""

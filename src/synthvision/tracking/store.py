@@ -17,7 +17,7 @@ from filelock import FileLock
 from mlflow.entities import RunStatus
 
 from synthvision import __version__, artifact
-from synthvision.tracking.config import TrackingConfig, without_passwords
+from synthvision.tracking.config import PARENT, TrackingConfig, without_passwords
 from synthvision.tracking.delivery import OFFLINE, Delivery, Sent, is_refusal, search_all
 from synthvision.tracking.process import git_commit, is_alive, this_process
 from synthvision.tracking.runs import Run
@@ -25,6 +25,7 @@ from synthvision.tracking.sender import Sender, send_left_behind
 from synthvision.tracking.system import sampled
 
 PROCESS_TAG = "process"
+SWEEP_TAG = "sweep"  # digest of a sweep's jobs, on its own run
 
 for _name in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics"):
     logging.getLogger(_name).setLevel(logging.WARNING)  # migrations and monitors narrate every step
@@ -43,6 +44,43 @@ class Store:
     def link(self, run_id: str) -> str:
         """Return where the UI shows a run; nothing for a run that was not tracked."""
         return f"{self.config.address}/#/experiments/{self.experiment_id}/runs/{run_id}" if run_id else ""
+
+    @contextmanager
+    def sweep_run(self, name: str, digest: str, tags: Mapping[str, object]) -> Iterator[tuple[Run, bool]]:
+        """Open the parent run of a sweep, or open it again where an earlier start left one.
+
+        Its children may be opened in other processes, with the tag PARENT.
+
+        Yields:
+            The run, and whether it was there before.
+        """
+        earlier = self._sweep_of(digest)
+        with self._run(name, {"stage": "sweep", SWEEP_TAG: digest, **tags}, earlier) as run:
+            yield run, earlier is not None
+
+    def _sweep_of(self, digest: str) -> str | None:
+        try:
+            found = mlflow.MlflowClient().search_runs([self.experiment_id], f"tags.{SWEEP_TAG} = '{digest}'", max_results=1)
+        except Exception as error:
+            if is_refusal(error):
+                raise
+            return None  # the store does not answer
+        return str(found[0].info.run_id) if found else None
+
+    def close_dead_runs(self) -> None:
+        """Mark runs KILLED whose process on this machine is gone."""
+        _close_dead_runs(mlflow.MlflowClient(), [self.experiment_id])
+
+    @contextmanager
+    def again(self, run_id: str) -> Iterator[Run]:
+        """Write into a run that ended or is open elsewhere, and leave its status alone."""
+        sender = self._sender or Sender(self.config)
+        try:
+            yield Run(run_id, sender.append, sender.journal)
+            sender.wait()
+        finally:
+            if sender is not self._sender:
+                sender.close()
 
     @contextmanager
     def pipeline_run(
@@ -79,12 +117,17 @@ class Store:
             yield run
 
     @contextmanager
-    def _run(self, name: str, tags: Mapping[str, object]) -> Iterator[Run]:
+    def _run(self, name: str, tags: Mapping[str, object], earlier: str | None = None) -> Iterator[Run]:
+        """Open a run, or one that ended earlier again; however the block ends, the run's status says how."""
         sender = self._sender or Sender(self.config)
         self._sender = sender
         status = RunStatus.KILLED  # holds for whatever is no Exception: KeyboardInterrupt, SystemExit, a signal
         try:
-            run = Run(self._begin(sender, name, tags), sender.append, sender.journal)
+            run = Run(earlier or self._begin(sender, name, tags), sender.append, sender.journal)
+            if earlier:
+                sender.append({"op": "end", "run": earlier, "status": "RUNNING", "time": None})
+                run.set_tags({**tags, PROCESS_TAG: this_process()})
+                sender.wait()
             self._open.append(run)
             try:
                 yield run
@@ -112,16 +155,17 @@ class Store:
             "mlflow.source.name": "synthvision",
             "mlflow.source.type": "LOCAL",
         }
-        entry = {
+        if self._open:
+            fixed[PARENT] = self._open[-1].run_id
+        entry: dict[str, Any] = {
             "op": "run",
             "run": OFFLINE + uuid.uuid4().hex,
             "experiment": self.experiment_id,
-            "parent": self._open[-1].run_id if self._open else None,
             "name": name,
             "tags": {key: str(value) for key, value in {**fixed, **tags}.items()},
             "time": _now(),
         }
-        if not sender.failing and not str(entry["parent"]).startswith(OFFLINE):
+        if not sender.failing and not entry["tags"].get(PARENT, "").startswith(OFFLINE):
             try:
                 return Delivery(self.config).start(entry)
             except Exception as error:
@@ -142,12 +186,11 @@ def open_store(config: TrackingConfig, study: str) -> Store:
             goes on without it.
     """
     config.spool.mkdir(parents=True, exist_ok=True)
-    _set_up(config)
     known_file = config.spool / "experiments.json"
     known = json.loads(known_file.read_text()) if known_file.exists() else {}
     with FileLock(config.folder / "mlflow.lock"):
         try:
-            client = mlflow.MlflowClient()  # migrates the database
+            client = connect(config)
             experiment_id = _experiment(client, config, study)
             _close_dead_runs(client, [experiment_id])
         except Exception as error:
@@ -167,10 +210,9 @@ def sync(config: TrackingConfig) -> Sent:
     Raises:
         ConnectionError: the server does not answer.
     """
-    _set_up(config)
     try:
+        client = connect(config)
         sent = send_left_behind(Delivery(config), config)
-        client = mlflow.MlflowClient()
         _close_dead_runs(client, [each.experiment_id for each in client.search_experiments()])
     except Exception as error:
         if config.server is None or is_refusal(error):
@@ -179,10 +221,12 @@ def sync(config: TrackingConfig) -> Sent:
     return sent
 
 
-def _set_up(config: TrackingConfig) -> None:
+def connect(config: TrackingConfig) -> mlflow.MlflowClient:
+    """Return MLflow's client of a store, and make the store the one that MLflow's functions ask too."""
     if config.credentials:
         os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = config.credentials
     mlflow.set_tracking_uri(config.uri)
+    return mlflow.MlflowClient()  # migrates an embedded database
 
 
 def _no_answer(config: TrackingConfig, error: Exception) -> str:
