@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).parent
 ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1]  # a wheel holds conf/; a checkout has it on top
-OF_THE_STORE = ("register", "sync")  # stages that train nothing
+OF_THE_STORE = ("register", "sync", "compare", "clean")  # stages that train nothing
 SERVER = "tracking.server="  # begins the argument that may hold a password
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 FAILED = 1

@@ -44,3 +44,24 @@ def sync(config: TrackingConfig, _: Place) -> None:
         print(f"{done.held} runs are at work and send theirs themselves")
     if done.refused:
         print(f"{done.refused} entries were refused by the store; they and the reasons are in {config.refused}")
+
+
+def compare(config: TrackingConfig, place: Place, **values: Any) -> None:
+    """Compare runs, in the terminal and in an HTML file."""
+    from rich.console import Console
+
+    from synthvision import artifact
+    from synthvision.tracking.compare import MOST_PRINTED, CompareConfig, compare, page, terminal_table, words
+
+    lists = {name: tuple(values[name]) for name in ("runs", "metrics")}
+    asked = CompareConfig(**{**values, **lists})
+    found = compare(config, place.study, asked)
+    name = artifact.digest_of([asked.runs, asked.sweep, asked.metrics])[:8]
+    file = Path(asked.out) if asked.out else place.root / place.study / "compare" / f"{asked.sweep or 'runs'}-{name}.html"
+    artifact.write_text(file, page(found, config))
+    console = Console()
+    console.print(terminal_table(found, console.width))
+    for sentence in words(found):
+        console.print(sentence, highlight=False)
+    more = len(found.lines) - MOST_PRINTED
+    print(f"{f'{more} more lines, ' if more > 0 else ''}figure and links: {file.absolute()}")

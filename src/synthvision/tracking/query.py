@@ -21,6 +21,7 @@ class RunData:
     """What the store knows of a run."""
 
     run_id: str
+    experiment: str  # MLflow's id of the study
     name: str
     status: str
     start: int  # milliseconds
@@ -57,9 +58,9 @@ def _from_file(config: TrackingConfig, study: str) -> list[RunData]:
             raise ValueError(f"study={study} has no runs in {config.folder}; there are {sorted(set(known) - {'Default'})}")
         wanted = "experiment_id = ? and lifecycle_stage = 'active'"
         rows = database.execute(
-            f"select run_uuid, name, status, start_time, coalesce(end_time, 0) from runs where {wanted}", [known[study]]
+            f"select run_uuid, experiment_id, name, status, start_time, coalesce(end_time, 0) from runs where {wanted}", [known[study]]
         )
-        runs = {row[0]: RunData(*row) for row in rows}
+        runs = {row[0]: RunData(row[0], str(row[1]), *row[2:]) for row in rows}
         for name, column in (("params", "value"), ("tags", "value"), ("metrics", "case when is_nan then 'nan' else value end")):
             table = "latest_metrics" if name == "metrics" else name
             of_run = f"select run_uuid, key, {column} from {table} where run_uuid in (select run_uuid from runs where {wanted})"
@@ -78,5 +79,5 @@ def _from_server(config: TrackingConfig, study: str) -> Iterator[RunData]:
         raise ValueError(f"study={study} has no runs on {config.uri}")
     for run in search_all(client, [experiment.experiment_id], "", PAGE):
         info, data = run.info, run.data
-        yield RunData(info.run_id, info.run_name, info.status, info.start_time, info.end_time or 0,
+        yield RunData(info.run_id, info.experiment_id, info.run_name, info.status, info.start_time, info.end_time or 0,
                       dict(data.params), dict(data.tags), dict(data.metrics))  # fmt: skip
