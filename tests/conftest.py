@@ -40,7 +40,8 @@ def make_manifest(tmp_path: Path) -> MakeManifest:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with MLflow's tables and nothing in them; making one takes seconds, copying it does not."""
-    from synthvision.tracking import TrackingConfig, open_store
+    from synthvision.tracking.config import TrackingConfig
+    from synthvision.tracking.store import open_store
 
     folder = tmp_path_factory.mktemp("store")
     open_store(TrackingConfig(str(folder)), "template")

@@ -22,7 +22,8 @@ import pytest
 from mlflow.entities import Run
 
 from synthvision import cli
-from synthvision.tracking import TrackingConfig, open_store
+from synthvision.tracking.config import TrackingConfig
+from synthvision.tracking.store import open_store
 
 STAND_IN = """
     import sys, time
@@ -35,8 +36,9 @@ STAND_IN = """
         seed: int
 
     def run(study, stage, resolved, overrides, tracking, session=None, swept=None):
-        from synthvision.tracking import PARENT_TAG, open_store
-        below = {PARENT_TAG: swept["parent"]} if swept else {}
+        from synthvision.tracking.config import PARENT
+        from synthvision.tracking.store import open_store
+        below = {PARENT: swept["parent"]} if swept else {}
         with open_store(tracking, study.study).pipeline_run(f"seed {study.seed}", {}, "", below):
             print("RUN", stage, study.study, study.seed, overrides, flush=True)
             BODY
@@ -200,7 +202,7 @@ def test_a_signal_kills_the_run_and_leaves_a_code(
 
 
 def test_in_a_sweep_one_failure_leaves_the_others(start: Start, tracking_root: Path) -> None:
-    body = "from synthvision.tracking import TrackingConfig; study.seed == 1 and TrackingConfig('')"
+    body = "from synthvision.tracking.config import TrackingConfig; study.seed == 1 and TrackingConfig('')"
     _, error = (process := start(body, "-m", "seed=0,1,2")).communicate()
     assert process.returncode == 1
     assert "tracking.root must name a folder" in error
@@ -219,7 +221,7 @@ def test_a_stopped_sweep_is_no_success(body: str, start: Start, tracking_root: P
 
 @pytest.mark.parametrize("harm", ["TrackingConfig('')", "os.kill(os.getpid(), 9)"], ids=["failed", "killed"])
 def test_a_sweep_goes_on_with_what_is_missing(harm: str, start: Start, tracking_root: Path, tmp_path: Path) -> None:
-    body = f"""import os; from synthvision.tracking import TrackingConfig
+    body = f"""import os; from synthvision.tracking.config import TrackingConfig
             if study.seed == 1 and not os.path.exists("mended"):
                 {harm}"""
     _, error = (process := start(body, "-m", "seed=0,1,2")).communicate()
@@ -277,9 +279,7 @@ def test_a_running_sweep_is_not_started_twice(start: Start, tmp_path: Path) -> N
 
 def test_a_sweep_of_a_file_is_rerun_job_by_job(start: Start) -> None:
     """The command that is printed for a failed job runs that job, and no sweep."""
-    body = (
-        "from synthvision.tracking import TrackingConfig; resolved['classifier']['lr'] == 1e-4 and TrackingConfig('')"
-    )
+    body = "import synthvision.tracking.config as t; resolved['classifier']['lr'] == 1e-4 and t.TrackingConfig('')"
     _, error = (process := start(body, "+sweeps=phantom_grid", "optimizer=adam")).communicate()
     assert process.returncode == 1
     (command,) = re.findall(r"rerun: synthvision (.*)", error)

@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from synthvision import cli
+from synthvision.cli import OF_THE_STORE
 from synthvision.diffusion.backbone import PACKAGE_WEIGHTS
 from synthvision.pipeline import OPTIONAL, STAGES, USES
 
@@ -59,7 +60,7 @@ def test_file_says_what_it_is(name: str) -> None:
 
 def test_stages_are_those_of_the_pipeline() -> None:
     names = {composed(f"stage={file.stem}").stage.name: file.stem for file in (CONF / "stage").glob("*.yaml")}
-    assert names == {name: name for name in (*STAGES, *USES, *OPTIONAL, "pipeline", "pretrain", "register", "ui")}
+    assert names == {name: name for name in (*STAGES, *USES, *OPTIONAL, *OF_THE_STORE, "pipeline", "pretrain", "ui")}
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if not name.startswith("experiment/")])

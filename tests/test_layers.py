@@ -72,7 +72,7 @@ def rooms_imported(file: Path) -> set[str]:
 
 def allowed(room: str) -> set[str]:
     if room in ASIDE:
-        return ASIDE[room]
+        return ASIDE[room] | {room}
     below = {other for other, floor in FLOORS.items() if floor < FLOORS[room]}
     return below | {room} | {aside for aside, askers in ASKED_BY.items() if room in askers}
 

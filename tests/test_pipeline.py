@@ -19,7 +19,7 @@ from synthvision.data.images import load_batch
 from synthvision.manifest import Manifest
 from synthvision.pipeline import STAGES
 from synthvision.predictions import Predictions
-from synthvision.tracking import TrackingConfig
+from synthvision.tracking.config import TrackingConfig
 
 SMALL = (
     "dataset.phantom.images={lesion: 60, normal: 80, other: 0}",

@@ -31,7 +31,9 @@ from synthvision.manifest import Manifest
 from synthvision.stages.context import Context
 from synthvision.stages.predict import images_of, run_predict
 from synthvision.study import PredictConfig
-from synthvision.tracking import RegistryConfig, TrackingConfig, open_store
+from synthvision.tracking.config import RegistryConfig, TrackingConfig
+from synthvision.tracking.registry import register
+from synthvision.tracking.store import open_store
 
 CONFIG = ModelConfig("vit_tiny_patch16_224", 16, patch_size=8, embed_dim=16, depth=1, heads=2)
 
@@ -157,7 +159,7 @@ def test_a_real_server_answers_an_image_over_http(weights: Path, known: Manifest
     with store.stage_run("classify", {}, "", {}) as run:
         run.log_classifier(weights, ("lesion", "normal"), images[:1])
         run.log_metrics({"best/val/loss": 0.5})
-    registered = store.register(RegistryConfig("phantom", "ward"))
+    registered = register(store, RegistryConfig("phantom", "ward"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -20,8 +20,11 @@ from synthvision.classification.predict import TrainedModel, save_classifier
 from synthvision.classification.reference import fit_reference, write_reference
 from synthvision.data.images import load_batch
 from synthvision.manifest import Manifest
-from synthvision.metric_logger import FLUSH_ROWS, MetricLogger, Row
-from synthvision.tracking import RegistryConfig, Store, TrackingConfig, flatten, git_commit, open_store
+from synthvision.metric_logger import MetricLogger, Row
+from synthvision.tracking.config import RegistryConfig, TrackingConfig, flatten
+from synthvision.tracking.process import git_commit
+from synthvision.tracking.registry import register
+from synthvision.tracking.store import Store, open_store
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -81,7 +84,8 @@ def test_an_exception_closes_all_open_runs(store: Store, error: type[BaseExcepti
 def test_a_run_left_by_kill_9_is_closed_by_the_next_start_and_a_living_one_is_not(tracking_root: Path) -> None:
     code = """
         import sys, time
-        from synthvision.tracking import TrackingConfig, open_store
+        from synthvision.tracking.config import TrackingConfig
+        from synthvision.tracking.store import open_store
         with open_store(TrackingConfig(sys.argv[1], system_metrics=False), "phantom").stage_run("s", {}, "", {}) as run:
             print(run.run_id, flush=True)
             time.sleep(600)
@@ -108,7 +112,7 @@ def test_another_machine_s_run_is_left_alone(store: Store) -> None:
 
 
 def test_first_starts_in_parallel(tmp_path: Path) -> None:
-    code = "import sys; from synthvision.tracking import *; open_store(TrackingConfig(sys.argv[1]), sys.argv[2])"
+    code = "import sys; from synthvision.tracking.store import *; open_store(TrackingConfig(sys.argv[1]), sys.argv[2])"
     root = str(tmp_path / "mlruns")
     command = [sys.executable, "-c", code, root]
     started = [subprocess.Popen([*command, study], env=ENVIRONMENT) for study in ("a", "a", "b")]
@@ -226,15 +230,11 @@ def test_metrics_before_a_failure_are_kept(store: Store, tmp_path: Path) -> None
     assert len(mlflow.MlflowClient().get_metric_history(ids[0], "train/loss")) == 5
 
 
-def test_the_logger_writes_in_batches() -> None:
-    written: list[list[Row]] = []
-    logger = MetricLogger("run", lambda rows: written.append(list(rows)))
-    for step in range(FLUSH_ROWS + 1):
-        logger.log_metrics({"loss": 1.0, "epoch": 0}, step)
-    assert [len(rows) for rows in written] == [FLUSH_ROWS]
-    logger.finalize("success")
-    assert [len(rows) for rows in written] == [FLUSH_ROWS, 1]
-    assert [row[3] for rows in written for row in rows] == list(range(FLUSH_ROWS + 1))
+def test_the_logger_holds_nothing_back() -> None:
+    written: list[Row] = []
+    logger = MetricLogger("run", written.extend)
+    logger.log_metrics({"loss": 1.0, "epoch": 0}, 3)
+    assert [(name, value, step) for name, value, _, step in written] == [("loss", 1.0, 3)]
 
 
 @pytest.fixture
@@ -268,27 +268,27 @@ def test_the_best_by_validation_gets_the_alias_and_a_better_one_takes_it(
     control = classify(store, weights, val, 0.3, arm="control")
     classify(store, weights, val, 0.1, fails=True)
     asked = RegistryConfig("phantom")
-    done = store.register(asked)
+    done = register(store, asked)
     assert (done.run_id, done.value, done.among, done.uri) == (best, 0.2, 3, "models:/phantom@best")
-    assert store.register(asked) == done  # no second version of the same run
+    assert register(store, asked) == done  # no second version of the same run
     client = mlflow.MlflowClient()
     version = client.get_model_version_by_alias("phantom", "best")
     assert (version.run_id, version.tags["chosen_by"], version.tags["arm"]) == (best, "best/val/loss", "a")
     assert len(mlflow.pyfunc.load_model(done.uri).predict(np.zeros((1, 16, 16, 3), np.uint8))) == 1
-    assert store.register(RegistryConfig("phantom", "control", arm="control")).run_id == control
-    assert store.register(RegistryConfig("phantom", metric="best/val/auroc", greatest=True)).run_id == best
-    assert store.register(RegistryConfig("phantom", "worst", greatest=True)).run_id == worse
+    assert register(store, RegistryConfig("phantom", "control", arm="control")).run_id == control
+    assert register(store, RegistryConfig("phantom", metric="best/val/auroc", greatest=True)).run_id == best
+    assert register(store, RegistryConfig("phantom", "worst", greatest=True)).run_id == worse
     newest = classify(store, weights, val, 0.1)
-    assert store.register(asked).run_id == newest
+    assert register(store, asked).run_id == newest
     assert client.get_model_version_by_alias("phantom", "best").version == 4
 
 
 def test_what_cannot_be_registered_is_named(store: Store, weights: Path, make_manifest: MakeManifest) -> None:
     with pytest.raises(ValueError, match=r"study phantom has no finished classifier of arm x.*stage=classify first"):
-        store.register(RegistryConfig("phantom", arm="x"))
+        register(store, RegistryConfig("phantom", arm="x"))
     classify(store, weights, make_manifest(n=2), 0.4)
     with pytest.raises(ValueError, match=r"stage\.metric must be one of \['best/val/auroc', 'best/val/loss'\]"):
-        store.register(RegistryConfig("phantom", metric="best/val/nothing"))
+        register(store, RegistryConfig("phantom", metric="best/val/nothing"))
     for metric in ("test/accuracy", "best/train/loss", ""):
         with pytest.raises(ValueError, match=r"stage\.metric must be one of validation.*it is '" + metric):
             RegistryConfig("phantom", metric=metric)
@@ -308,7 +308,13 @@ def test_the_logged_classifier_predicts_as_the_trained_one(
     write_reference(fit_reference(trained, load_batch(known, 16), load_batch(known, 16)), tmp_path / "weights")
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     with store.stage_run("classify", {}, "", {}) as run:
-        uri = run.log_classifier(tmp_path / "weights", trained.classes, images)
+        run.log_metrics({"best/val/loss": 0.25, "threshold": 0.5})
+        run.log_classifier(tmp_path / "weights", trained.classes, images)
+    (output,) = mlflow.get_run(run.run_id).outputs.model_outputs
+    uri = f"models:/{output.model_id}"
+    shown = mlflow.get_logged_model(output.model_id)
+    assert (shown.name, shown.status.value) == ("classifier", "READY")
+    assert {metric.key: metric.value for metric in shown.metrics} == {"best/val/loss": 0.25}
     for address in (uri, f"runs:/{run.run_id}/classifier"):
         model = mlflow.pyfunc.load_model(address)
         answer = model.predict(images)

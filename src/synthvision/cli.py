@@ -7,7 +7,6 @@ stage needs it.
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
 import traceback
@@ -36,10 +35,13 @@ from synthvision.sweep.composed import (
 if TYPE_CHECKING:
     from synthvision.pipeline import Outcome
     from synthvision.stages.reading import Session
-    from synthvision.tracking import TrackingConfig
+    from synthvision.tracking.config import TrackingConfig
 
 PACKAGE = Path(__file__).parent
 ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1]  # a wheel holds conf/; a checkout has it on top
+OF_THE_STORE = ("register", "sync", "compare", "clean")  # stages that train nothing
+SERVER = "tracking.server="  # begins the argument that may hold a password
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
 FAILED = 1
 SIGNALLED = 128  # plus the signal's number, as shells do
 
@@ -54,6 +56,7 @@ def main() -> int:
     handler = StopOnSignal()
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, handler)
+    hide_credentials()
     register_sweeps(ROOT / "sweeps")
     try:
         hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")(run_stage)()
@@ -67,6 +70,25 @@ def main() -> int:
         print(f"synthvision: {error}", file=sys.stderr)
         return FAILED
     return 0
+
+
+def hide_credentials() -> None:
+    """Move user and password of a server's address from the arguments to where MLflow looks for them.
+
+    Hydra prints and keeps its arguments; MLflow's messages hold the address.
+    """
+    from synthvision.tracking.config import split_credentials
+
+    given = {index: text.partition("=") for index, text in enumerate(sys.argv) if text.startswith(SERVER)}
+    parts = [split_credentials(address) for _, _, address in given.values()]
+    for (index, (key, _, _)), (address, _) in zip(given.items(), parts, strict=True):
+        sys.argv[index] = f"{key}={address}"
+    variable, user = split_credentials(os.environ.get(URI_VARIABLE, ""))
+    if user:
+        os.environ[URI_VARIABLE] = variable
+    for user in [user, *(each for _, each in parts)]:
+        if user:
+            os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = user
 
 
 def register_sweeps(folder: Path) -> None:
@@ -91,8 +113,8 @@ def run_stage(config: DictConfig, overrides: Sequence[str] | None = None, **swep
     try:
         if config.stage.name == "ui":
             _open_ui(config)
-        elif config.stage.name == "register":
-            _register(config)
+        elif config.stage.name in OF_THE_STORE:
+            _ask_store(config)
         else:
             return _run_pipeline(config, _overrides() if overrides is None else overrides, swept)
     except SystemExit as error:
@@ -112,10 +134,11 @@ def _run_pipeline(config: DictConfig, overrides: Sequence[str], swept: Mapping[s
     study = study_of(config)
     tracking: TrackingConfig = make(config, "tracking")
     from synthvision.pipeline import Swept, run
+    from synthvision.tracking.config import without_passwords
 
     session, job = _session(config), Swept(**swept) if swept else None
-    resolved: Any = OmegaConf.to_container(config, resolve=True)
-    return run(study, config.stage.name, resolved, overrides, tracking, session, job)
+    resolved = without_passwords(OmegaConf.to_container(config, resolve=True))
+    return run(study, config.stage.name, resolved, without_passwords(list(overrides)), tracking, session, job)
 
 
 def _overrides() -> list[str]:
@@ -133,22 +156,19 @@ def _session(config: DictConfig) -> Session | None:
     return Session(**{name: value for name, value in values.items() if name != "name"})
 
 
-def _register(config: DictConfig) -> None:
+def _ask_store(config: DictConfig) -> None:
+    """Run a stage that reads and writes the tracking store alone."""
     tracking: TrackingConfig = make(config, "tracking")
-    from synthvision.tracking import RegistryConfig, open_store
+    from synthvision.tracking import commands
 
-    values = make(config, "stage")
-    wanted = RegistryConfig(**{name: value for name, value in values.items() if name != "name"})
-    _require_store(tracking)
-    done = open_store(tracking, config.study).register(wanted)
-    print(f"{done.uri} is version {done.version}, run {done.run_id}: {wanted.metric} {done.value:.4g}, "
-          f"the best of {done.among}")  # fmt: skip
-    serve = ["mlflow", "models", "serve", "--model-uri", done.uri, "--env-manager", "local"]
-    print(f"serve it: {shlex.join([f'MLFLOW_TRACKING_URI={tracking.uri}', *serve])}")
+    if config.stage.name != "sync":
+        _require_store(tracking)
+    values = {name: value for name, value in make(config, "stage").items() if name != "name"}
+    getattr(commands, config.stage.name)(tracking, commands.Place(config.study, Path(config.root)), **values)
 
 
 def _require_store(tracking: TrackingConfig) -> None:
-    if not (tracking.folder / "mlflow.db").is_file():
+    if tracking.server is None and not tracking.database.is_file():
         remedy = "run synthvision first or set tracking.root=/path/to/mlruns"
         raise FileNotFoundError(f"no runs in {tracking.folder}; {remedy}")
 
@@ -156,6 +176,9 @@ def _require_store(tracking: TrackingConfig) -> None:
 def _open_ui(config: DictConfig) -> None:
     tracking: TrackingConfig = make(config, "tracking")
     _require_store(tracking)
+    if tracking.server:
+        print(f"MLflow UI: {tracking.address} (the server's own)", flush=True)
+        return
     print(f"MLflow UI: http://{config.stage.host}:{config.stage.port} (Ctrl-C ends it)", flush=True)
     command = tracking.ui_command(config.stage.host, config.stage.port)
     os.execv(command[0], command)  # in our place, so that signals reach the server and nothing of it outlives us

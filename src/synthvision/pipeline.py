@@ -38,7 +38,9 @@ from synthvision.stages.review import check_decided, decisions_digest, run_revie
 from synthvision.stages.rounds import rounds_digest
 from synthvision.stages.superres import run_superres
 from synthvision.study import Study
-from synthvision.tracking import JOB_TAG, PARENT_TAG, Run, Store, TrackingConfig, open_store
+from synthvision.tracking.config import JOB_TAG, PARENT, TrackingConfig
+from synthvision.tracking.runs import Run
+from synthvision.tracking.store import Store, open_store
 
 FILES = ("files", "weights", "images", "decisions")  # keys of a stage's config that are digests of files from outside
 HEADLINE = ("accuracy", "sensitivity", "specificity", "auc")
@@ -236,9 +238,9 @@ def run(
         )
     runner = _Runner(study, store, table, resolved, overrides, swept.on_epoch if swept else None)
     title = swept.name if swept else _title(study, stage)
-    below = {PARENT_TAG: swept.parent, JOB_TAG: swept.digest} if swept else {}
+    below = {PARENT: swept.parent, JOB_TAG: swept.digest} if swept else {}
     with store.pipeline_run(title, resolved, runner.config_text, {**runner.tags, **below}) as parent:
-        parent.note(f"Remake it:\n\n```\n{runner.command()}\n```\n")
+        parent.describe(runner.command())
         waits_for = runner.make_or_wait(last, session)
         parent.set_tags({"waits_for": waits_for} if waits_for else {})
         # A stage that was finished before has its run below another parent; here stands which.
@@ -379,7 +381,7 @@ class _Runner:
         start = time.monotonic()
         tags = {**self.tags, "fingerprint": record.fingerprint}
         with self.store.stage_run(record.stage, self.resolved, self.config_text, tags) as tracked:
-            tracked.note(f"Remake it:\n\n```\n{self.command(record.stage)}\n```\n")
+            tracked.describe(self.command(record.stage))
             result = stage.run(self._context(record.stage, folder, tracked))
             self._log(tracked, result)
             for epochs, part in result.budgets.items():
@@ -440,6 +442,9 @@ def _say(runner: _Runner, metrics: Mapping[str, float], config: TrackingConfig) 
             console.print(f"report: {(folder / 'report.html').absolute()}", highlight=False, soft_wrap=True)
         if name in USES:
             console.print(f"{name}: {folder.absolute()}", highlight=False, soft_wrap=True)
+    if config.server:
+        console.print(f"MLflow UI: {config.address}", highlight=False, soft_wrap=True)
+        return
     # Through this command and not `mlflow ui`: it turns MLflow's telemetry off.
     ui = [sys.executable, "-m", "synthvision", "stage=ui", f"tracking.root={Path(config.root).absolute()}"]
     console.print(f"MLflow UI: {shlex.join(ui)}", highlight=False, soft_wrap=True)

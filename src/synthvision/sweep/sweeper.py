@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -26,6 +27,9 @@ from synthvision.sweep.launchers import InProcess, Launcher, check_alone
 from synthvision.sweep.plan import ASIDE, PlanError, plan, resolved
 from synthvision.sweep.progress import Goal, Progress
 from synthvision.sweep.worker import Work
+
+if TYPE_CHECKING:
+    from synthvision.tracking.store import Store
 
 LAUNCHERS = "synthvision.sweep.launchers."
 
@@ -139,7 +143,7 @@ class GridSweeper(Sweeper):
             ValueError: another process runs this sweep.
             ReportedError: jobs failed.
         """
-        from synthvision.tracking import open_store
+        from synthvision.tracking.store import open_store
 
         name, command, session = self.name(arguments), self.command(arguments), uuid.uuid4().hex
         book = Book(Path(self.config.hydra.sweep.dir, digest).absolute())
@@ -162,6 +166,7 @@ class GridSweeper(Sweeper):
                 finally:
                     book.open_session("")
                     store.close_dead_runs()  # of jobs whose process was killed
+                _sum_up(store, run.run_id)
                 _tell(book, jobs, command)
 
     def name(self, arguments: Sequence[str]) -> str:
@@ -198,6 +203,16 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _sum_up(store: Store, run_id: str) -> None:
+    """Log table and figures on the sweep's run; a store that is away, or an odd table, is no reason to fail a sweep."""
+    from synthvision.tracking.summary import log_sweep_summary
+
+    try:
+        log_sweep_summary(store, run_id)
+    except Exception as error:
+        print(f"synthvision: the sweep's run has no table: {text_of(error)}", file=sys.stderr)
 
 
 def _tell(book: Book, jobs: Mapping[str, Job], command: str) -> None:
