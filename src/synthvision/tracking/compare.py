@@ -6,6 +6,7 @@ From MLflow alone: what is not in the store is not compared.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from synthvision.tracking.query import RunData, runs_of
 from synthvision.tracking.rows import (
     Configuration,
     Row,
+    Tree,
     configurations,
     is_less_better,
     mean_interval,
@@ -100,7 +102,8 @@ def compare(config: TrackingConfig, study: str, asked: CompareConfig) -> Compari
             raise ValueError(f"stage.sweep={asked.sweep} has no finished job yet; run the sweep first")
     else:
         named = [find(runs, each, "stage.runs", study) for each in asked.runs]
-        rows, title = [row for run in named for row in rows_of(runs, run)], f"{len(named)} runs"
+        tree = Tree(runs)
+        rows, title = [row for run in named for row in rows_of(tree, run)], f"{len(named)} runs"
     metrics = asked.metrics or _metrics(rows)
     missing = [name for name in metrics if not any(name in row.metrics for row in rows)]
     if missing or not metrics:
@@ -131,8 +134,8 @@ def find(runs: Sequence[RunData], wanted: str, key: str, study: str, stage: str 
 def _metrics(rows: Iterable[Row]) -> list[str]:
     """Return the metrics to show: those of the test set with intervals, and of validation, that most rows have."""
     rows = list(rows)
-    counts = {name: sum(name in row.metrics for row in rows) for row in rows for name in row.metrics}
-    usual = [name for name in PREFERRED if 2 * counts.get(name, 0) >= len(rows)]
+    counts = Counter(name for row in rows for name in row.metrics)
+    usual = [name for name in PREFERRED if 2 * counts[name] >= len(rows)]
     others = sorted(name for name in counts if name not in usual and not name.endswith(("_low", "_high")))
     return (usual or others)[:MOST_METRICS]
 
