@@ -83,7 +83,9 @@ class Postgres:
 
     def start(self) -> None:
         data = self.folder / "data"
-        self._run("initdb", "--pgdata", data, "--username", "postgres", "--auth", "trust", "--encoding", "UTF8", "--no-sync")
+        self._run(
+            "initdb", "--pgdata", data, "--username", "postgres", "--auth", "trust", "--encoding", "UTF8", "--no-sync"
+        )
         options = f"-c listen_addresses='' -c unix_socket_directories={self.folder} -c fsync=off"
         self._run("pg_ctl", "--pgdata", data, "--wait", "--log", self.folder / "log", "--options", options, "start")
 

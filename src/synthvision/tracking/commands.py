@@ -57,7 +57,9 @@ def compare(config: TrackingConfig, place: Place, **values: Any) -> None:
     asked = CompareConfig(**{**values, **lists})
     found = compare(config, place.study, asked)
     name = artifact.digest_of([asked.runs, asked.sweep, asked.metrics])[:8]
-    file = Path(asked.out) if asked.out else place.root / place.study / "compare" / f"{asked.sweep or 'runs'}-{name}.html"
+    file = (
+        Path(asked.out) if asked.out else place.root / place.study / "compare" / f"{asked.sweep or 'runs'}-{name}.html"
+    )
     artifact.write_text(file, page(found, config))
     console = Console()
     console.print(terminal_table(found, console.width))

@@ -92,7 +92,7 @@ def compare(config: TrackingConfig, study: str, asked: CompareConfig) -> Compari
     """Compare runs of a study.
 
     Raises:
-        ValueError: a run or sweep is not there, has no result, or its name is that of several; key and remedy are named.
+        ValueError: a run or sweep is not there, has no result, or its name is that of several; the key is named.
     """
     runs = runs_of(config, study)
     if asked.sweep:
@@ -126,9 +126,13 @@ def find(runs: Sequence[RunData], wanted: str, key: str, study: str, stage: str 
     kind = stage or "run"
     if found:
         ids = ", ".join(run.run_id[:8] for run in found[:8])
-        raise ValueError(f"{key}: {len(found)} {kind}s of study={study} are called {wanted!r}; name one by its id: {ids}")
+        raise ValueError(
+            f"{key}: {len(found)} {kind}s of study={study} are called {wanted!r}; name one by its id: {ids}"
+        )
     newest = ", ".join(f"{run.name} ({run.run_id[:8]})" for run in of[:8] if stage or run.stage == "pipeline") or "none"
-    raise ValueError(f"{key}: study={study} has no {kind} {wanted!r}; the newest are: {newest}. Set study= for another study")
+    raise ValueError(
+        f"{key}: study={study} has no {kind} {wanted!r}; the newest are: {newest}. Set study= for another study"
+    )
 
 
 def _metrics(rows: Iterable[Row]) -> list[str]:
@@ -205,7 +209,9 @@ def words(found: Comparison) -> list[str]:
     if found.chosen_by:
         said.append(f"Ordered by {found.chosen_by}, never by the test set.")
     if not any(name.startswith(VALIDATION) for name in found.metrics):
-        said.append("Intervals that overlap do not say that two runs are equal: for that, compare them on the same patients.")
+        said.append(
+            "Intervals that overlap do not say that two runs are equal: for that, compare them on the same patients."
+        )
     return said
 
 
@@ -217,7 +223,9 @@ def page(found: Comparison, config: TrackingConfig) -> str:
     estimates = {metric: [line.estimates.get(metric) for line in drawn] for metric in found.metrics}
     names = [line.name if len(line.name) <= 60 else line.name[:57] + "..." for line in drawn]
     figure = figures.svg(figures.intervals(names, estimates)).decode()
-    environment = Environment(loader=PackageLoader("synthvision.tracking"), autoescape=select_autoescape(["j2"], default=True))
+    environment = Environment(
+        loader=PackageLoader("synthvision.tracking"), autoescape=select_autoescape(["j2"], default=True)
+    )
     context: dict[str, Any] = {
         "found": found,
         "figure": figure[figure.index("<svg") :],

@@ -26,7 +26,9 @@ class TrackingConfig:
         ValueError: a value breaks its rule; the message names the key, and never a password.
     """
 
-    root: str = "mlruns"  # folder of mlflow.db and artifacts/, and of what waits to be sent; relative to the current one
+    root: str = (
+        "mlruns"  # folder of mlflow.db and artifacts/, and of what waits to be sent; relative to the current one
+    )
     # A team's MLflow server; None: the embedded store. It may hold user and password, hence no repr.
     server: str | None = field(default=None, repr=False)
     ui: str | None = "http://127.0.0.1:5000"  # where reports expect the UI when they link to a run; None: the server

@@ -72,7 +72,7 @@ def rows_of(tree: Tree, job: RunData) -> Iterator[Row]:
 def varying(rows: Sequence[Row]) -> dict[str, list[str]]:
     """Return the parameters that tell rows apart, with their values: short name -> a value per row.
 
-    What follows from another (an arm's counts from its name, the classifier's optimizer from the optimizer) is left out.
+    What follows from another (an arm's counts from its name, a classifier's optimizer from the optimizer) is left out.
     """
     keys = {key for row in rows for key in row.params if not key.startswith(IGNORED)}
     columns = {key: [row.params.get(key, "") for row in rows] for key in sorted(keys, key=lambda key: (len(key), key))}

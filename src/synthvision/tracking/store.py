@@ -60,7 +60,9 @@ class Store:
 
     def _sweep_of(self, digest: str) -> str | None:
         try:
-            found = mlflow.MlflowClient().search_runs([self.experiment_id], f"tags.{SWEEP_TAG} = '{digest}'", max_results=1)
+            found = mlflow.MlflowClient().search_runs(
+                [self.experiment_id], f"tags.{SWEEP_TAG} = '{digest}'", max_results=1
+            )
         except Exception as error:
             if is_refusal(error):
                 raise
