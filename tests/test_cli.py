@@ -6,6 +6,7 @@ pipeline; everything around them, from Hydra to the tracking store, is real.
 
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.entities import Run
 
 from synthvision import cli
 from synthvision.tracking.config import TrackingConfig
@@ -33,14 +35,20 @@ STAND_IN = """
         study: str
         seed: int
 
-    def run(study, stage, resolved, overrides, tracking):
+    def run(study, stage, resolved, overrides, tracking, session=None, swept=None):
+        from synthvision.tracking.config import PARENT
         from synthvision.tracking.store import open_store
-        with open_store(tracking, study.study).pipeline_run(f"seed {study.seed}", {}, "", {}):
+        below = {PARENT: swept["parent"]} if swept else {}
+        with open_store(tracking, study.study).pipeline_run(f"seed {study.seed}", {}, "", below):
             print("RUN", stage, study.study, study.seed, overrides, flush=True)
             BODY
+        return SimpleNamespace(folders={}, validation={}, waits_for="")
+
+    def no_input(study, stage):
+        return ""
 
     sys.modules["synthvision.study"] = SimpleNamespace(Study=Study)
-    sys.modules["synthvision.pipeline"] = SimpleNamespace(run=run)
+    sys.modules["synthvision.pipeline"] = SimpleNamespace(run=run, Swept=dict, is_work=bool, inputs_digest=no_input)
     from synthvision.cli import main
     sys.exit(main())
 """
@@ -88,11 +96,14 @@ def wait_for(process: Process, word: str) -> None:
     raise AssertionError(f"ended without {word!r}: {process.stderr.read() if process.stderr else ''}")
 
 
+def runs_of(root: Path) -> list[Run]:
+    store = TrackingConfig(str(root))
+    return list(mlflow.MlflowClient(store.uri).search_runs([open_store(store, "phantom").experiment_id]))
+
+
 def statuses(root: Path) -> dict[str, str]:
     """Return each run's status by its name."""
-    store = TrackingConfig(str(root))
-    runs = mlflow.MlflowClient(store.uri).search_runs([open_store(store, "phantom").experiment_id])
-    return {str(run.info.run_name): run.info.status for run in runs}
+    return {str(run.info.run_name): run.info.status for run in runs_of(root)}
 
 
 def synthvision(*arguments: str, folder: Path, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
@@ -103,7 +114,8 @@ def synthvision(*arguments: str, folder: Path, options: Sequence[str] = ()) -> s
 def test_help_names_every_group_and_imports_nothing_heavy(tmp_path: Path) -> None:
     done = synthvision("--help", folder=tmp_path, options=("-X", "importtime"))
     assert done.returncode == 0, done.stderr
-    for group in (folder.name for folder in (cli.ROOT / "conf").iterdir() if folder.is_dir()):
+    groups = {folder.name for folder in (cli.ROOT / "conf").iterdir() if folder.is_dir()}
+    for group in groups - {"hydra"}:  # its own help lists its groups
         assert re.search(rf"^{group}: ", done.stdout, re.MULTILINE)
     assert "phantom_arms" in done.stdout
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
@@ -194,7 +206,9 @@ def test_in_a_sweep_one_failure_leaves_the_others(start: Start, tracking_root: P
     _, error = (process := start(body, "-m", "seed=0,1,2")).communicate()
     assert process.returncode == 1
     assert "tracking.root must name a folder" in error
-    assert statuses(tracking_root) == {"seed 0": "FINISHED", "seed 1": "FAILED", "seed 2": "FINISHED"}
+    assert "synthvision seed=1" in error
+    jobs = {"seed 0": "FINISHED", "seed 1": "FAILED", "seed 2": "FINISHED"}
+    assert statuses(tracking_root) == {**jobs, "seed": "FAILED"}
 
 
 @pytest.mark.parametrize("body", ["sys.exit(0)", "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"])
@@ -202,7 +216,75 @@ def test_a_stopped_sweep_is_no_success(body: str, start: Start, tracking_root: P
     process = start(body, "-m", "seed=0,1")
     process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
-    assert statuses(tracking_root) == {"seed 0": "KILLED"}
+    assert statuses(tracking_root) == {"seed 0": "KILLED", "seed": "KILLED"}
+
+
+@pytest.mark.parametrize("harm", ["TrackingConfig('')", "os.kill(os.getpid(), 9)"], ids=["failed", "killed"])
+def test_a_sweep_goes_on_with_what_is_missing(harm: str, start: Start, tracking_root: Path, tmp_path: Path) -> None:
+    body = f"""import os; from synthvision.tracking.config import TrackingConfig
+            if study.seed == 1 and not os.path.exists("mended"):
+                {harm}"""
+    _, error = (process := start(body, "-m", "seed=0,1,2")).communicate()
+    assert process.returncode == (1 if "Tracking" in harm else -signal.SIGKILL), error
+    (tmp_path / "mended").touch()
+    out, error = (process := start(body, "-m", "seed=0,1,2")).communicate()
+    assert process.returncode == 0, error
+    left = [1] if "Tracking" in harm else [1, 2]
+    assert re.findall(r"RUN pipeline phantom (\d)", out) == [str(seed) for seed in left]
+    assert "sweep: 3 of 3 done" in error
+    runs = runs_of(tracking_root)
+    (sweep,) = [run for run in runs if run.data.tags.get("stage") == "sweep"]
+    jobs = sorted((run.info.run_name, run.info.status) for run in runs if run is not sweep)
+    ended = "FAILED" if "Tracking" in harm else "KILLED"
+    done = [(f"seed {seed}", "FINISHED") for seed in (0, 1, 2)]
+    assert jobs == sorted([*done, ("seed 1", ended)])
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs if run is not sweep} == {sweep.info.run_id}
+    assert sweep.info.status == "FINISHED"
+
+
+def test_mistakes_in_late_jobs_are_all_found_before_the_first_starts(start: Start) -> None:
+    swept = ["backbone=tiny,nope", "tracking.system_metrics_interval=5,-1"]
+    out, error = (process := start("pass", "-m", *swept)).communicate()
+    assert process.returncode == 1
+    assert "RUN" not in out
+    assert "of 4 jobs some cannot run" in error
+    assert "backbone/nope" in error
+    assert "(2 jobs, the first: backbone=nope system_metrics_interval=5)" in error
+    assert "tracking.system_metrics_interval must be above 0 seconds; it is -1 (backbone=tiny" in error
+
+
+def test_editing_a_file_changes_no_job_of_a_sweep_that_runs(start: Start, tmp_path: Path) -> None:
+    """The first job itself breaks the file that all were composed from."""
+    file = tmp_path / "mine" / "experiment" / "x.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("# @package _global_\nstudy: phantom\ngenerate:\n  candidates: 901\n")
+    body = f"""print("VALUE", resolved["generate"]["candidates"])
+            open({str(file)!r}, "w").write("no: such: yaml")"""
+    out, error = (process := start(body, "--config-dir", "mine", "-m", "seed=0,1", "experiment=x")).communicate()
+    assert process.returncode == 0, error
+    assert re.findall(r"VALUE (\d+)", out) == ["901", "901"]
+    assert "'--config-dir=mine', 'seed=1'" in out
+
+
+def test_a_running_sweep_is_not_started_twice(start: Start, tmp_path: Path) -> None:
+    body = "import os; os.path.exists('second') or (print('ASLEEP', flush=True), time.sleep(600))"
+    with start(body, "-m", "seed=0,1") as process:
+        wait_for(process, "ASLEEP")
+        (tmp_path / "second").touch()
+        _, error = (other := start(body, "-m", "seed=0,1")).communicate()
+        process.terminate()
+    assert other.returncode == 1
+    assert "this sweep is running in another process" in error
+
+
+def test_a_sweep_of_a_file_is_rerun_job_by_job(start: Start) -> None:
+    """The command that is printed for a failed job runs that job, and no sweep."""
+    body = "import synthvision.tracking.config as t; resolved['classifier']['lr'] == 1e-4 and t.TrackingConfig('')"
+    _, error = (process := start(body, "+sweeps=phantom_grid", "optimizer=adam")).communicate()
+    assert process.returncode == 1
+    (command,) = re.findall(r"rerun: synthvision (.*)", error)
+    out, _ = start(body, *shlex.split(command)).communicate()
+    assert len(re.findall("RUN classify phantom 0", out)) == 1
 
 
 def test_the_ui_answers(tracking_root: Path, tmp_path: Path) -> None:

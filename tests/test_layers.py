@@ -25,15 +25,17 @@ FLOORS = {  # a room imports rooms of lower floors only; rooms of one floor do n
     "served": 5,
     "stages": 6,
     "pipeline": 7,
-    "cli": 8,
-    "__main__": 9,
+    "sweep": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 ASIDE = {"tracking": {"artifact", "manifest", "metric_logger"}, "metric_logger": set()}  # beside the floors: may import
-ASKED_BY = {"tracking": {"pipeline", "cli"}, "metric_logger": {"tracking"}}  # and may be imported by
+ASKED_BY = {"tracking": {"pipeline", "sweep", "cli"}, "metric_logger": {"tracking"}}  # and may be imported by
 ONLY_IN = {  # third parties that one room speaks for
     "mlflow": {"tracking"},
-    "hydra": {"cli"},
-    "omegaconf": {"cli"},
+    "hydra": {"sweep", "cli"},
+    "omegaconf": {"sweep", "cli"},
+    "optuna": {"sweep"},
     "pickle": set(),
     "cloudpickle": set(),
     "torch": {"data", "training", "diffusion", "classification", "pipeline"},

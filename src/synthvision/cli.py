@@ -1,6 +1,7 @@
 """The command line: compose the config, make its dataclasses, run the stage, end with an honest exit code.
 
-The only importer of Hydra and OmegaConf. Nothing heavy (torch, diffusers, MLflow) is imported before a stage needs it.
+With `sweep/` the only importer of Hydra and OmegaConf. Nothing heavy (torch, diffusers, MLflow) is imported before a
+stage needs it.
 """
 
 from __future__ import annotations
@@ -9,22 +10,31 @@ import os
 import signal
 import sys
 import traceback
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
-from hydra.utils import instantiate
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from synthvision.sweep.composed import (
+    ReportedError,
+    StopOnSignal,
+    Stopped,
+    is_ours,
+    make,
+    shared_folder,
+    study_of,
+    text_of,
+)
+
 if TYPE_CHECKING:
+    from synthvision.pipeline import Outcome
     from synthvision.stages.reading import Session
-    from synthvision.study import Study
     from synthvision.tracking.config import TrackingConfig
 
 PACKAGE = Path(__file__).parent
@@ -34,30 +44,6 @@ SERVER = "tracking.server="  # begins the argument that may hold a password
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 FAILED = 1
 SIGNALLED = 128  # plus the signal's number, as shells do
-
-
-class Stopped(BaseException):
-    """A signal asked to stop. No `Exception`, so that no library takes it for a failed job and goes on."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
-
-
-class ReportedError(Exception):
-    """A job failed and its error was printed; a sweep goes on with its other jobs."""
-
-
-class StopOnSignal:
-    """Handles SIGINT and SIGTERM: the first raises `Stopped`, later ones do not disturb the tidying up."""
-
-    def __init__(self) -> None:
-        self.stopping = False
-
-    def __call__(self, signum: int, _frame: FrameType | None) -> None:
-        if not self.stopping:
-            self.stopping = True
-            raise Stopped(signum)
 
 
 def main() -> int:
@@ -112,12 +98,17 @@ def register_sweeps(folder: Path) -> None:
         ConfigStore.instance().store(group="sweeps", name=file.stem, node=OmegaConf.load(file), package="_global_")
 
 
-def run_stage(config: DictConfig) -> None:
-    """Run what `stage=` names; Hydra calls this once per job.
+def run_stage(config: DictConfig, overrides: Sequence[str] | None = None, **swept: Any) -> Outcome | None:
+    """Run what `stage=` names: alone, when Hydra calls this, or as a job of a sweep.
+
+    Args:
+        config: composed.
+        overrides: from which the command is rebuilt that remakes it; None asks Hydra.
+        swept: what a sweep tells its job; see `pipeline.Swept`.
 
     Raises:
-        ReportedError: the stage failed. The error is printed here: a sweep would show only its first one, at its end.
-        Stopped: a signal came, or a library turned one into SystemExit, which Hydra's sweeps would take for success.
+        ReportedError: the stage failed. The error is printed here, when it happens.
+        Stopped: a signal came, or a library turned one into SystemExit, which would pass for success.
     """
     try:
         if config.stage.name == "ui":
@@ -125,48 +116,34 @@ def run_stage(config: DictConfig) -> None:
         elif config.stage.name in OF_THE_STORE:
             _ask_store(config)
         else:
-            _run_pipeline(config)
+            return _run_pipeline(config, _overrides() if overrides is None else overrides, swept)
     except SystemExit as error:
         raise Stopped(signal.SIGTERM) from error
     except Exception as error:
-        if config.debug or not _is_ours(error):
+        if config.debug or not is_ours(error):
             traceback.print_exception(error)
         else:
-            print(f"synthvision: {_text(error)}", file=sys.stderr)
+            print(f"synthvision: {text_of(error)}", file=sys.stderr)
         raise ReportedError from error
+    return None
 
 
-def study_of(config: DictConfig) -> Study:
-    """Make the study's dataclasses: each of `Study`'s fields is the config's key of the same name.
-
-    Raises:
-        InstantiationException: a dataclass refused its values; `__cause__` says why.
-    """
-    from synthvision.study import Study
-
-    made: Any = {field.name: make(config, field.name) for field in fields(Study)}
-    return Study(**made)
-
-
-def make(config: DictConfig, key: str) -> Any:
-    """Return a key's value, with every `_target_` below it called, lists as lists and mappings as dicts."""
-    value = config[key]
-    return instantiate(value, _convert_="all") if OmegaConf.is_config(value) else value
-
-
-def _run_pipeline(config: DictConfig) -> None:
+def _run_pipeline(config: DictConfig, overrides: Sequence[str], swept: Mapping[str, Any]) -> Outcome:
     if config.trainer.accelerator == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: no room need be told, none can forget it
     study = study_of(config)
     tracking: TrackingConfig = make(config, "tracking")
-    from synthvision.pipeline import run
-
-    session = _session(config)
+    from synthvision.pipeline import Swept, run
     from synthvision.tracking.config import without_passwords
 
+    session, job = _session(config), Swept(**swept) if swept else None
     resolved = without_passwords(OmegaConf.to_container(config, resolve=True))
-    overrides = without_passwords([*_config_folder(), *HydraConfig.get().overrides.task])
-    run(study, config.stage.name, resolved, overrides, tracking, *([session] if session else []))
+    return run(study, config.stage.name, resolved, without_passwords(list(overrides)), tracking, session, job)
+
+
+def _overrides() -> list[str]:
+    hydra_part = HydraConfig.get()
+    return [*shared_folder(hydra_part), *hydra_part.overrides.task]
 
 
 def _session(config: DictConfig) -> Session | None:
@@ -177,12 +154,6 @@ def _session(config: DictConfig) -> Session | None:
 
     values = make(config, "stage")
     return Session(**{name: value for name, value in values.items() if name != "name"})
-
-
-def _config_folder() -> list[str]:
-    """Return `--config-dir=FOLDER` where it was given: the command that is kept with a run needs it to remake it."""
-    given = [source.path for source in HydraConfig.get().runtime.config_sources if source.provider == "command-line"]
-    return [f"--config-dir={os.path.relpath(path)}" for path in given]
 
 
 def _ask_store(config: DictConfig) -> None:
@@ -211,21 +182,3 @@ def _open_ui(config: DictConfig) -> None:
     print(f"MLflow UI: http://{config.stage.host}:{config.stage.port} (Ctrl-C ends it)", flush=True)
     command = tracking.ui_command(config.stage.host, config.stage.port)
     os.execv(command[0], command)  # in our place, so that signals reach the server and nothing of it outlives us
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Tell whether our own lines raised an error: then its message says all. A library's needs its traceback."""
-    if isinstance(error, InstantiationException):
-        return True
-    frames = list(traceback.walk_tb(error.__traceback__))
-    module = str(frames[-1][0].f_globals.get("__name__", "")) if frames else ""
-    return isinstance(error, (ValueError, OSError, KeyError)) and module.split(".")[0] == "synthvision"
-
-
-def _text(error: BaseException) -> str:
-    """Return an error's message; a dataclass's own words instead of Hydra's wrapping around them."""
-    if isinstance(error, InstantiationException) and isinstance(error.__cause__, (ValueError, OSError, KeyError)):
-        return _text(error.__cause__)
-    if isinstance(error, KeyError) and len(error.args) == 1:
-        return str(error.args[0])  # str(KeyError) would add quotes
-    return str(error)

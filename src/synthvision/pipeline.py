@@ -23,8 +23,8 @@ from rich.console import Console
 from synthvision import __version__, artifact
 from synthvision.evaluation.report import StageRow
 from synthvision.review.policy import PhysicianPolicy
-from synthvision.stages.classify import run_classify
-from synthvision.stages.context import Context, Result, Waiting
+from synthvision.stages.classify import read_validation, run_classify
+from synthvision.stages.context import Context, OnEpoch, Result, Waiting
 from synthvision.stages.dreambooth import run_dreambooth, weights_digest
 from synthvision.stages.evaluate import read_headline, run_evaluate
 from synthvision.stages.external import run_external
@@ -38,10 +38,11 @@ from synthvision.stages.review import check_decided, decisions_digest, run_revie
 from synthvision.stages.rounds import rounds_digest
 from synthvision.stages.superres import run_superres
 from synthvision.study import Study
-from synthvision.tracking.config import TrackingConfig
+from synthvision.tracking.config import JOB_TAG, PARENT, TrackingConfig
 from synthvision.tracking.runs import Run
 from synthvision.tracking.store import Store, open_store
 
+FILES = ("files", "weights", "images", "decisions")  # keys of a stage's config that are digests of files from outside
 HEADLINE = ("accuracy", "sensitivity", "specificity", "auc")
 
 
@@ -182,6 +183,18 @@ class Outcome:
 
     folders: Mapping[str, Path]
     metrics: Mapping[str, float]  # of the evaluation; empty if it did not run
+    validation: Mapping[str, float]  # best/val/... of the classifier; empty if none was trained
+    waits_for: str = ""  # what people must do first
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep tells its job."""
+
+    parent: str  # MLflow run of the sweep
+    name: str  # what varies
+    digest: str  # the job's identity, which its runs of a later start share
+    on_epoch: OnEpoch | None = None
 
 
 def run(
@@ -191,6 +204,7 @@ def run(
     overrides: Sequence[str],
     config: TrackingConfig,
     session: Session | None = None,
+    swept: Swept | None = None,
 ) -> Outcome:
     """Run a stage and all that it needs, or the whole pipeline; print where the results are.
 
@@ -201,6 +215,7 @@ def run(
         overrides: of the command line, from which the command is rebuilt.
         config: where runs are tracked.
         session: stage "review": what readers shall be given, where physicians decide.
+        swept: the sweep that this is a job of.
 
     Raises:
         ValueError: the stage has no part in this arm, or a stage refused its input.
@@ -208,16 +223,8 @@ def run(
     """
     torch.set_flush_denormal(True)  # values near zero cost a CPU a hundredfold and change nothing
     store = open_store(config, study.study)
-    if stage == "pretrain":
-        table: Mapping[str, Stage] = {"pretrain": PRETRAIN}
-    elif stage in USES and study.predict.weights:
-        table = {stage: USES[stage]}
-    else:
-        uses = {name: replace(each, reads=("classify",)) for name, each in USES.items() if name == stage}
-        wanted = {"superres": study.superres.candidates, "external": bool(study.evaluate.external)}
-        asked = {name: each for name, each in OPTIONAL.items() if wanted[name] or stage == name}
-        stages = {**STAGES, **asked}
-        table = {name: each for name, each in stages.items() if study.generates or not each.of_synthetic} | uses
+    table = _table(study, stage)
+    if table.get("prepare"):
         draw_phantoms(study)
     if stage in USES:
         USES[stage].config(study)  # images that are not there fail at once, not after the stages before
@@ -229,19 +236,56 @@ def run(
             f"generate.shard={study.generate.shard} makes a part of the candidates, which is for stage=generate alone; "
             f"it is stage={stage}"
         )
-    runner = _Runner(study, store, table, resolved, overrides)
-    with store.pipeline_run(_title(study, stage), resolved, runner.config_text, runner.tags) as parent:
+    runner = _Runner(study, store, table, resolved, overrides, swept.on_epoch if swept else None)
+    title = swept.name if swept else _title(study, stage)
+    below = {PARENT: swept.parent, JOB_TAG: swept.digest} if swept else {}
+    with store.pipeline_run(title, resolved, runner.config_text, {**runner.tags, **below}) as parent:
         parent.describe(runner.command())
         waits_for = runner.make_or_wait(last, session)
         parent.set_tags({"waits_for": waits_for} if waits_for else {})
         # A stage that was finished before has its run below another parent; here stands which.
         parent.set_tags({f"run/{name}": record.run_id for name, record in runner.records.items()})
-        metrics = runner.evaluation()
-        parent.log_metrics(metrics)
+        metrics, validation = runner.evaluation(), runner.validation()
+        parent.log_metrics({**validation, **metrics})
         if "report" in runner.done:
             parent.log_file(runner.done["report"] / "report.html")
     _say(runner, metrics, config)
-    return Outcome(runner.done, metrics)
+    return Outcome(runner.done, metrics, validation, waits_for)
+
+
+def is_work(stage: str) -> bool:
+    """Tell whether a name is that of a stage, or of several, rather than of something done to finished runs."""
+    return stage in (*STAGES, *USES, *OPTIONAL, "pipeline", "pretrain")
+
+
+def inputs_digest(study: Study, stage: str) -> str:
+    """Return a digest of the files that a stage and those before it are given from outside: images, weights, decisions.
+
+    New images are read and decoded here, once. Phantoms are drawn from their config: they are no input.
+    """
+    table = _table(study, stage)
+    needed = set(table) if stage == "pipeline" else {stage}
+    while more := {name for each in needed for name in table[each].reads if name in table} - needed:
+        needed |= more
+    drawn = {"prepare"} if study.dataset.phantom else set()
+    found = {}
+    for name in sorted(needed - drawn - {"report"}):
+        config = table[name].config(study)
+        found[name] = {key: config[key] for key in FILES if key in config}
+    return artifact.digest_of(found)
+
+
+def _table(study: Study, stage: str) -> Mapping[str, Stage]:
+    """Return the stages that there are in a study, for one that was asked for."""
+    if stage == "pretrain":
+        return {"pretrain": PRETRAIN}
+    if stage in USES and study.predict.weights:
+        return {stage: USES[stage]}
+    uses = {name: replace(each, reads=("classify",)) for name, each in USES.items() if name == stage}
+    wanted = {"superres": study.superres.candidates, "external": bool(study.evaluate.external)}
+    asked = {name: each for name, each in OPTIONAL.items() if wanted[name] or stage == name}
+    stages = {**STAGES, **asked}
+    return {name: each for name, each in stages.items() if study.generates or not each.of_synthetic} | uses
 
 
 def _title(study: Study, stage: str) -> str:
@@ -259,7 +303,9 @@ class _Runner:
         table: Mapping[str, Stage],
         resolved: Mapping[str, Any],
         overrides: Sequence[str],
+        on_epoch: OnEpoch | None = None,
     ) -> None:
+        self.on_epoch = on_epoch
         self.study, self.store, self.table, self.resolved, self.overrides = study, store, table, resolved, overrides
         self.done: dict[str, Path] = {}
         self.records: dict[str, artifact.StageRecord] = {}
@@ -356,7 +402,8 @@ class _Runner:
             for r in self.records.values()
         ]
         commands = {"the whole study": self.command("pipeline"), "this stage": self.command(name)}
-        return Context(self.study, folder, dict(self.done), tracked.lightning_logger(), tracked.run_id, rows, commands)
+        logger = tracked.lightning_logger()
+        return Context(self.study, folder, dict(self.done), logger, tracked.run_id, rows, commands, self.on_epoch)
 
     def _log(self, tracked: Run, result: Result) -> None:
         tracked.log_metrics(result.metrics)
@@ -373,6 +420,10 @@ class _Runner:
     def evaluation(self) -> dict[str, float]:
         """Return the test metrics of the finished evaluation, or none."""
         return read_headline(self.done["evaluate"]) if "evaluate" in self.done else {}
+
+    def validation(self) -> dict[str, float]:
+        """Return what validation said of the classifier, trained now or before; or nothing."""
+        return read_validation(self.done["classify"]) if "classify" in self.done else {}
 
 
 def _print(text: str) -> None:

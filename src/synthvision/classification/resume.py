@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from synthvision.classification.schedule import plateau_factor
 
 LAST = "last.ckpt"
 BEST = "best"
+OnEpoch = Callable[[int, Mapping[str, float]], None]  # epoch, counted from 0, and its metrics
 
 
 def best_weights(work: Path, budget: int | None = None) -> Path:
@@ -37,8 +38,8 @@ class EpochKeeper(Callback):
     them: a run killed in between repeats that epoch, with the same draws, and writes the same weights again.
     """
 
-    def __init__(self, work: Path) -> None:
-        self.work = work
+    def __init__(self, work: Path, on_epoch: OnEpoch | None = None) -> None:
+        self.work, self.on_epoch = work, on_epoch
         self.history: list[dict[str, float]] = []
 
     def on_train_epoch_start(self, _: Trainer, pl_module: LightningModule) -> None:
@@ -79,6 +80,8 @@ class EpochKeeper(Callback):
         partial.replace(self.work / LAST)
         if self.is_over(pl_module.config.stop_after):
             trainer.should_stop = True
+        if self.on_epoch:
+            self.on_epoch(epoch, values)
 
     def is_over(self, stop_after: int | None) -> bool:
         """Tell whether so many epochs have passed since the best one that training ends early."""

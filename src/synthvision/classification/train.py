@@ -17,7 +17,7 @@ from synthvision.classification.module import Classifier
 from synthvision.classification.predict import TrainedModel, predict, read_network, save_classifier
 from synthvision.classification.recipe import ClassifierConfig
 from synthvision.classification.reference import fit_reference, write_reference
-from synthvision.classification.resume import EpochKeeper, best_epoch, best_weights
+from synthvision.classification.resume import EpochKeeper, OnEpoch, best_epoch, best_weights
 from synthvision.classification.threshold import thresholds_by_rule
 from synthvision.data.cache import ImageCache
 from synthvision.data.images import read_rgb
@@ -53,6 +53,7 @@ def train(
     logger: Logger | None = None,
     start: Path | None = None,
     cache: ImageCache | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> Trained:
     """Train on `train`, choose epoch and threshold on `val`, and write the classifier to `out/weights`.
 
@@ -68,6 +69,7 @@ def train(
         logger: receives the metrics of each epoch.
         start: all weights of a network of this kind, its output layer too; None starts as `config.model` says.
         cache: of decoded images at the network's size; None decodes all.
+        on_epoch: told of each finished epoch and its metrics; what it raises ends the training, which can be resumed.
 
     Raises:
         ValueError: a class is missing from a split, a label is not a class, or the loss is no longer a number.
@@ -79,7 +81,7 @@ def train(
     val_batches = EvalBatches(val_data, config.batch_size)
     counts = np.bincount(train_data.labels.numpy(), minlength=len(classes)).tolist()
     module = Classifier(config, len(classes), len(batches), seed, counts, start)
-    history = _fit(module, batches, val_batches, work, logger).history
+    history = _fit(module, batches, val_batches, work, logger, on_epoch).history
 
     def finish(epochs: int, weights: Path, folder: Path) -> Trained:
         """Write the classifier of the first `epochs` epochs as if no more had been asked for."""
@@ -133,10 +135,15 @@ def _check(train: Manifest, val: Manifest, classes: Sequence[str], config: Class
 
 
 def _fit(
-    module: Classifier, train_batches: TrainBatches, val_batches: EvalBatches, work: Path, logger: Logger | None
+    module: Classifier,
+    train_batches: TrainBatches,
+    val_batches: EvalBatches,
+    work: Path,
+    logger: Logger | None,
+    on_epoch: OnEpoch | None,
 ) -> EpochKeeper:
     work.mkdir(parents=True, exist_ok=True)
-    keeper = EpochKeeper(work)
+    keeper = EpochKeeper(work, on_epoch)
     keeper.restore()
     if keeper.is_over(module.config.stop_after):
         return keeper

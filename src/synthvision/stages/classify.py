@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from synthvision import artifact
 from synthvision.classification.model import WEIGHTS_FILE
+from synthvision.classification.resume import best_epoch
 from synthvision.classification.train import Trained, train
 from synthvision.data.cache import ImageCache
 from synthvision.manifest import Manifest
@@ -15,6 +17,7 @@ from synthvision.stages.composition import training_phases
 from synthvision.stages.context import Context, Result, image_cache
 from synthvision.study import Study
 
+HISTORY = "history.csv"
 FIRST = "first_phase"  # folder of an arm's first training, and of its resumable state
 
 
@@ -27,6 +30,7 @@ def run_classify(given: Context) -> Result:
     done = train(
         images, validation, study.disease.classes, study.classifier, given.out, given.work, study.seed, given.logger,
         start=first.weights / WEIGHTS_FILE if first else None, cache=_cache(study),
+        on_epoch=given.on_epoch,
     )  # fmt: skip
     seen = _together([*before, images])
     seen.write(given.out / "training.csv")
@@ -37,13 +41,20 @@ def run_classify(given: Context) -> Result:
     return replace(ended, metrics={**ended.metrics, **before_it}, budgets=budgets)
 
 
+def read_validation(folder: Path) -> dict[str, float]:
+    """Return `best/val/...` of a finished classifier, as its run has them."""
+    with (folder / HISTORY).open(newline="") as stream:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
+    return {f"best/{name}": value for name, value in rows[best_epoch(rows)].items() if name.startswith("val/")}
+
+
 def _result(done: Trained, inputs: Mapping[str, Manifest]) -> Result:
     """Write validation's predictions and the history beside the weights."""
     folder = done.weights.parent
     done.val_predictions.write(folder / "validation.csv")
-    _write_rows(folder / "history.csv", done.history)
+    _write_rows(folder / HISTORY, done.history)
     best = {f"best/{name}": value for name, value in done.history[done.best_epoch].items()}
-    files = [folder / "history.csv", folder / "validation.csv"]
+    files = [folder / HISTORY, folder / "validation.csv"]
     return Result({**best, "threshold": done.threshold}, files, inputs, classifier=done.weights)
 
 
@@ -57,7 +68,7 @@ def _first_phase(given: Context, images: Manifest, validation: Manifest) -> Trai
     done = train(images, validation, study.disease.classes, config, folder, given.work / FIRST, study.seed,
                  cache=_cache(study))  # fmt: skip
     images.write(folder / "training.csv")
-    _write_rows(folder / "history.csv", done.history)
+    _write_rows(folder / HISTORY, done.history)
     return done
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from pytorch_lightning.loggers import Logger
 
 from synthvision import __version__, artifact
+from synthvision.classification.resume import OnEpoch
 from synthvision.data.cache import ImageCache
 from synthvision.evaluation.report_input import StageRow
 from synthvision.manifest import Manifest
@@ -49,6 +50,7 @@ class Context:
     run_id: str
     stages: Sequence[StageRow] = ()  # of the finished stages, for the report
     commands: Mapping[str, str] = field(default_factory=dict)
+    on_epoch: OnEpoch | None = None  # told of each epoch of the classifier
 
     @property
     def work(self) -> Path:

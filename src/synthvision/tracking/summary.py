@@ -45,8 +45,8 @@ def log_sweep_summary(store: Store, parent_run_id: str) -> None:
 
     Artifacts in `summary/`: `table.csv` with a line per result and the parameters that vary as columns,
     `configurations.csv` with means over seeds, parallel coordinates, a heat map of learning rate x epochs per
-    optimizer, and the importance of each hyperparameter, where there are results enough. Tags name the best run; the note says
-    it all in Markdown. The best is chosen by validation, never by the test set.
+    optimizer, and the importance of each hyperparameter, where there are results enough. Tags name the best run; the
+    note says it all in Markdown. The best is chosen by validation, never by the test set.
 
     Raises:
         ValueError: the store has no such run.
