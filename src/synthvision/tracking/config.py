@@ -15,6 +15,8 @@ VALIDATION = "best/val/"  # begins the metrics that a model may be chosen by
 COMMAND_TAG = "command"  # remakes the run
 PARENT = "mlflow.parentRunId"
 JOB_TAG = "job"  # identity of a sweep's job, on each run that a start of the sweep gave it
+KEY_TAG = "journal_key"  # names a run before the server gave it an id
+OFFLINE = "offline-"  # begins such a name
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
 
 

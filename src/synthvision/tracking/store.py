@@ -17,8 +17,8 @@ from filelock import FileLock
 from mlflow.entities import RunStatus
 
 from synthvision import __version__, artifact
-from synthvision.tracking.config import PARENT, TrackingConfig, without_passwords
-from synthvision.tracking.delivery import OFFLINE, Delivery, Sent, is_refusal, search_all
+from synthvision.tracking.config import OFFLINE, PARENT, TrackingConfig, without_passwords
+from synthvision.tracking.delivery import Delivery, Sent, is_refusal, search_all
 from synthvision.tracking.process import git_commit, is_alive, this_process
 from synthvision.tracking.runs import Run
 from synthvision.tracking.sender import Sender, send_left_behind
