@@ -1,10 +1,12 @@
 """A real MLflow server that a test starts, kills, freezes and starts again."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -62,3 +64,35 @@ class Server:
         if self._process is not None and self._process.poll() is None:
             self.signal(signal.SIGKILL)
             self._process.wait()
+
+
+class Postgres:
+    """A PostgreSQL of its own in a new folder, reached by a socket in it; root starts it as the user postgres."""
+
+    def __init__(self) -> None:
+        found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+        self.programs = found[-1] if found else Path(shutil.which("initdb") or "/missing/initdb").parent
+        self.user = "postgres" if os.getuid() == 0 else None
+        self.folder = Path(tempfile.mkdtemp(prefix="synthvision-postgres-", dir="/tmp"))  # pytest's own is root's alone
+        if self.user:
+            shutil.chown(self.folder, self.user)
+
+    @property
+    def database(self) -> str:
+        return f"postgresql+psycopg2://postgres@/postgres?host={self.folder}"
+
+    def start(self) -> None:
+        data = self.folder / "data"
+        self._run(
+            "initdb", "--pgdata", data, "--username", "postgres", "--auth", "trust", "--encoding", "UTF8", "--no-sync"
+        )
+        options = f"-c listen_addresses='' -c unix_socket_directories={self.folder} -c fsync=off"
+        self._run("pg_ctl", "--pgdata", data, "--wait", "--log", self.folder / "log", "--options", options, "start")
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "--pgdata", self.folder / "data", "--wait", "--mode", "immediate", "stop")
+        shutil.rmtree(self.folder)
+
+    def _run(self, program: str, *arguments: object) -> None:
+        command = [str(self.programs / program), *map(str, arguments)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, user=self.user, cwd=self.folder)

@@ -105,8 +105,8 @@ def test_what_cannot_be_compared_is_named(store: Store) -> None:
         ask(runs=("real",))
     with pytest.raises(ValueError, match=r"stage\.sweep: study=phantom has no sweep 'x'; the newest are: none"):
         ask(sweep="x")
+    run_id = runs_of(store.config, "phantom")[0].run_id
     with pytest.raises(ValueError, match=r"stage\.metrics must be of those.*'test/accuracy'.*it has \['test/f1'\]"):
-        run_id = runs_of(store.config, "phantom")[0].run_id
         ask(runs=(run_id,), metrics=("test/f1",))
     with pytest.raises(ValueError, match=r"study=other has no runs in .*there are \['phantom'"):
         compare(store.config, "other", CompareConfig(("x",)))
@@ -114,8 +114,8 @@ def test_what_cannot_be_compared_is_named(store: Store) -> None:
 
 def test_the_command_prints_a_table_and_writes_a_page(store: Store, tmp_path: Path) -> None:
     ids = [leave(store, "control", 0.7), leave(store, "real", 0.9)]
-    command = [sys.executable, "-X", "importtime", "-m", "synthvision", "stage=compare", f"stage.runs=[{','.join(ids)}]",
-               f"tracking.root={store.config.root}"]  # fmt: skip
+    asked = [f"stage.runs=[{','.join(ids)}]", f"tracking.root={store.config.root}"]
+    command = [sys.executable, "-X", "importtime", "-m", "synthvision", "stage=compare", *asked]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "control" in done.stdout

@@ -117,8 +117,10 @@ def runs(config: TrackingConfig, study: str) -> dict[str, MlflowRun]:
     return {str(run.info.run_name): run for run in found}
 
 
-def test_a_server_killed_in_training_costs_nothing(server: Server, config: TrackingConfig, study: str, tmp_path: Path) -> None:
-    """Killed at step 20: the rest of this stage and a stage that begins meanwhile arrive by sync, once, as they were."""
+def test_a_server_killed_in_training_costs_nothing(
+    server: Server, config: TrackingConfig, study: str, tmp_path: Path
+) -> None:
+    """Killed at step 20: the rest of this stage and a stage that begins meanwhile arrive by sync, once."""
     store = open_store(config, study)
     (tmp_path / "history.csv").write_text("epoch\n1\n")
     with store.pipeline_run("seed 0", {"seed": 0}, "seed: 0\n", {}) as parent:
@@ -167,7 +169,9 @@ def test_a_server_killed_in_training_costs_nothing(server: Server, config: Track
     assert {each.info.status for each in runs(config, study).values()} == {"FINISHED"}
 
 
-def test_a_server_that_comes_back_gets_the_rest_at_once(server: Server, config: TrackingConfig, study: str, tmp_path: Path) -> None:
+def test_a_server_that_comes_back_gets_the_rest_at_once(
+    server: Server, config: TrackingConfig, study: str, tmp_path: Path
+) -> None:
     config = TrackingConfig(config.root, server.address, None, patience=60, system_metrics=False)
     with open_store(config, study).stage_run("classify", {}, "", {}) as run:
         fit(run.lightning_logger(), {10: server.kill, 30: server.start}, tmp_path)
@@ -195,7 +199,9 @@ def until_nothing_waits(config: TrackingConfig) -> None:
         time.sleep(0.1)
 
 
-def test_a_run_killed_in_an_outage_arrives_and_is_called_killed(server: Server, config: TrackingConfig, study: str) -> None:
+def test_a_run_killed_in_an_outage_arrives_and_is_called_killed(
+    server: Server, config: TrackingConfig, study: str
+) -> None:
     code = """
         import os, signal, sys
         from synthvision.tracking.config import TrackingConfig
@@ -222,7 +228,7 @@ def test_a_run_killed_in_an_outage_arrives_and_is_called_killed(server: Server, 
 
 
 def test_what_a_store_refuses_is_kept_and_the_rest_arrives(
-    server: Server, config: TrackingConfig, study: str, caplog: pytest.LogCaptureFixture
+    config: TrackingConfig, study: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with open_store(config, study).stage_run("classify", {"lr": 1}, "", {}) as run:
         run.log_params({"lr": 2})  # a parameter cannot change
@@ -238,7 +244,9 @@ def test_what_a_store_refuses_is_kept_and_the_rest_arrives(
 
 def test_a_server_never_met_must_answer_before_work_begins(tmp_path: Path) -> None:
     config = TrackingConfig(str(tmp_path), "http://doctor:s3cret@127.0.0.1:9", None)
-    with pytest.raises(ConnectionError, match=r"tracking\.server=http://127\.0\.0\.1:9 does not answer.*tracking=local"):
+    with pytest.raises(
+        ConnectionError, match=r"tracking\.server=http://127\.0\.0\.1:9 does not answer.*tracking=local"
+    ):
         open_store(config, "phantom")
     with pytest.raises(ConnectionError, match=r"does not answer"):
         sync(config)
@@ -271,7 +279,8 @@ PASSWORD_CODE = """
 
     def run(study, stage, resolved, overrides, tracking):
         from synthvision.tracking.store import open_store
-        with open_store(tracking, study.study).pipeline_run("p", resolved, str(resolved), {"command": overrides}) as run:
+        store = open_store(tracking, study.study)
+        with store.pipeline_run("p", resolved, str(resolved), {"command": overrides}) as run:
             print(run.run_id, stage, resolved, overrides, tracking, flush=True)
             raise RuntimeError
 

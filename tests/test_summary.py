@@ -30,7 +30,14 @@ def loss_of(lr: float, epochs: int, optimizer: str) -> float:
 
 
 def job(
-    store: Store, sweep: str, lr: float, optimizer: str, budgets: list[int], seed: int = 0, fails: bool = False, of: str = ""
+    store: Store,
+    sweep: str,
+    lr: float,
+    optimizer: str,
+    budgets: list[int],
+    seed: int = 0,
+    fails: bool = False,
+    of: str = "",
 ) -> str:
     """Leave the runs that a job of a sweep leaves: a pipeline, its training, and a run for each budget."""
     params = {"optimizer": {"name": optimizer, "weight_decay": 0.1 if optimizer == "adam" else 0.2}, "seed": seed,
@@ -88,7 +95,9 @@ def test_a_grid_with_budgets_is_summed_up_on_its_run(store: Store) -> None:
     assert "Importance (permutation, n = 24" in note
     matters = note.partition("Importance")[2]
     assert matters.index("lr ") < matters.index("epochs ")
-    listed = {Path(each.path).name for each in mlflow.artifacts.list_artifacts(run_id=sweep.run_id, artifact_path="summary")}
+    listed = {
+        Path(each.path).name for each in mlflow.artifacts.list_artifacts(run_id=sweep.run_id, artifact_path="summary")
+    }
     figures = ("parallel_coordinates", "heat_map_adam", "heat_map_rmsprop", "importance")
     assert listed == {"table.csv", *(f"{name}.{end}" for name in figures for end in ("png", "svg"))}
 
@@ -188,7 +197,9 @@ def test_importance_finds_what_was_planted_and_knows_when_there_is_nothing() -> 
 
 
 def test_an_interval_of_one_seed_is_unknown() -> None:
-    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), abs=1e-4)
+    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx(
+        (2.0, 2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), abs=1e-4
+    )
     mean, low, high = mean_interval([1.0])
     assert mean == 1.0
     assert math.isnan(low)

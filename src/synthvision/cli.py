@@ -84,10 +84,10 @@ def hide_credentials() -> None:
     parts = [split_credentials(address) for _, _, address in given.values()]
     for (index, (key, _, _)), (address, _) in zip(given.items(), parts, strict=True):
         sys.argv[index] = f"{key}={address}"
-    variable, user = split_credentials(os.environ.get(URI_VARIABLE, ""))
-    if user:
-        os.environ[URI_VARIABLE] = variable
-    for user in [user, *(each for _, each in parts)]:
+    if URI_VARIABLE in os.environ:
+        parts = [split_credentials(os.environ[URI_VARIABLE]), *parts]
+        os.environ[URI_VARIABLE] = parts[0][0]
+    for _, user in parts:
         if user:
             os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = user
 

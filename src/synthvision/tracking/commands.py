@@ -57,7 +57,9 @@ def compare(config: TrackingConfig, place: Place, **values: Any) -> None:
     asked = CompareConfig(**{**values, **lists})
     found = compare(config, place.study, asked)
     name = artifact.digest_of([asked.runs, asked.sweep, asked.metrics])[:8]
-    file = Path(asked.out) if asked.out else place.root / place.study / "compare" / f"{asked.sweep or 'runs'}-{name}.html"
+    file = (
+        Path(asked.out) if asked.out else place.root / place.study / "compare" / f"{asked.sweep or 'runs'}-{name}.html"
+    )
     artifact.write_text(file, page(found, config))
     console = Console()
     console.print(terminal_table(found, console.width))
@@ -65,3 +67,27 @@ def compare(config: TrackingConfig, place: Place, **values: Any) -> None:
         console.print(sentence, highlight=False)
     more = len(found.lines) - MOST_PRINTED
     print(f"{f'{more} more lines, ' if more > 0 else ''}figure and links: {file.absolute()}")
+
+
+def clean(config: TrackingConfig, place: Place, remove: bool) -> None:
+    """Show what no run refers to, and remove it where that is asked for."""
+    from synthvision.tracking import cleaning
+
+    found = cleaning.find(config, place.study, place.root)
+    for each in found:
+        print(f"{_megabytes(each.size)}  {each.why}: {each.path}")
+    total = _megabytes(sum(each.size for each in found)).strip()
+    if not found:
+        print(f"every stage folder of study={place.study} and every artifact in {config.place} has its run")
+    elif not remove:
+        print(f"{len(found)} of no run, {total}; nothing was removed. To remove them: the same with stage.remove=true")
+        print("Runs that were deleted in the UI can be restored there, but without what is removed here.")
+    else:
+        freed, left = cleaning.remove(found)
+        print(f"removed {len(found) - len(left)}, {_megabytes(freed).strip()}")
+        for path in left:
+            print(f"a run is at work in {path}; it was left")
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:10,.1f} MB"

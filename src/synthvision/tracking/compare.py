@@ -6,6 +6,7 @@ From MLflow alone: what is not in the store is not compared.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from synthvision.tracking.query import RunData, runs_of
 from synthvision.tracking.rows import (
     Configuration,
     Row,
+    Tree,
     configurations,
     is_less_better,
     mean_interval,
@@ -90,7 +92,7 @@ def compare(config: TrackingConfig, study: str, asked: CompareConfig) -> Compari
     """Compare runs of a study.
 
     Raises:
-        ValueError: a run or sweep is not there, has no result, or its name is that of several; key and remedy are named.
+        ValueError: a run or sweep is not there, has no result, or its name is that of several; the key is named.
     """
     runs = runs_of(config, study)
     if asked.sweep:
@@ -100,7 +102,8 @@ def compare(config: TrackingConfig, study: str, asked: CompareConfig) -> Compari
             raise ValueError(f"stage.sweep={asked.sweep} has no finished job yet; run the sweep first")
     else:
         named = [find(runs, each, "stage.runs", study) for each in asked.runs]
-        rows, title = [row for run in named for row in rows_of(runs, run)], f"{len(named)} runs"
+        tree = Tree(runs)
+        rows, title = [row for run in named for row in rows_of(tree, run)], f"{len(named)} runs"
     metrics = asked.metrics or _metrics(rows)
     missing = [name for name in metrics if not any(name in row.metrics for row in rows)]
     if missing or not metrics:
@@ -123,16 +126,20 @@ def find(runs: Sequence[RunData], wanted: str, key: str, study: str, stage: str 
     kind = stage or "run"
     if found:
         ids = ", ".join(run.run_id[:8] for run in found[:8])
-        raise ValueError(f"{key}: {len(found)} {kind}s of study={study} are called {wanted!r}; name one by its id: {ids}")
+        raise ValueError(
+            f"{key}: {len(found)} {kind}s of study={study} are called {wanted!r}; name one by its id: {ids}"
+        )
     newest = ", ".join(f"{run.name} ({run.run_id[:8]})" for run in of[:8] if stage or run.stage == "pipeline") or "none"
-    raise ValueError(f"{key}: study={study} has no {kind} {wanted!r}; the newest are: {newest}. Set study= for another study")
+    raise ValueError(
+        f"{key}: study={study} has no {kind} {wanted!r}; the newest are: {newest}. Set study= for another study"
+    )
 
 
 def _metrics(rows: Iterable[Row]) -> list[str]:
     """Return the metrics to show: those of the test set with intervals, and of validation, that most rows have."""
     rows = list(rows)
-    counts = {name: sum(name in row.metrics for row in rows) for row in rows for name in row.metrics}
-    usual = [name for name in PREFERRED if 2 * counts.get(name, 0) >= len(rows)]
+    counts = Counter(name for row in rows for name in row.metrics)
+    usual = [name for name in PREFERRED if 2 * counts[name] >= len(rows)]
     others = sorted(name for name in counts if name not in usual and not name.endswith(("_low", "_high")))
     return (usual or others)[:MOST_METRICS]
 
@@ -202,7 +209,9 @@ def words(found: Comparison) -> list[str]:
     if found.chosen_by:
         said.append(f"Ordered by {found.chosen_by}, never by the test set.")
     if not any(name.startswith(VALIDATION) for name in found.metrics):
-        said.append("Intervals that overlap do not say that two runs are equal: for that, compare them on the same patients.")
+        said.append(
+            "Intervals that overlap do not say that two runs are equal: for that, compare them on the same patients."
+        )
     return said
 
 
@@ -214,7 +223,9 @@ def page(found: Comparison, config: TrackingConfig) -> str:
     estimates = {metric: [line.estimates.get(metric) for line in drawn] for metric in found.metrics}
     names = [line.name if len(line.name) <= 60 else line.name[:57] + "..." for line in drawn]
     figure = figures.svg(figures.intervals(names, estimates)).decode()
-    environment = Environment(loader=PackageLoader("synthvision.tracking"), autoescape=select_autoescape(["j2"], default=True))
+    environment = Environment(
+        loader=PackageLoader("synthvision.tracking"), autoescape=select_autoescape(["j2"], default=True)
+    )
     context: dict[str, Any] = {
         "found": found,
         "figure": figure[figure.index("<svg") :],

@@ -15,6 +15,8 @@ VALIDATION = "best/val/"  # begins the metrics that a model may be chosen by
 COMMAND_TAG = "command"  # remakes the run
 PARENT = "mlflow.parentRunId"
 JOB_TAG = "job"  # identity of a sweep's job, on each run that a start of the sweep gave it
+KEY_TAG = "journal_key"  # names a run before the server gave it an id
+OFFLINE = "offline-"  # begins such a name
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
 
 
@@ -26,7 +28,9 @@ class TrackingConfig:
         ValueError: a value breaks its rule; the message names the key, and never a password.
     """
 
-    root: str = "mlruns"  # folder of mlflow.db and artifacts/, and of what waits to be sent; relative to the current one
+    root: str = (
+        "mlruns"  # folder of mlflow.db and artifacts/, and of what waits to be sent; relative to the current one
+    )
     # A team's MLflow server; None: the embedded store. It may hold user and password, hence no repr.
     server: str | None = field(default=None, repr=False)
     ui: str | None = "http://127.0.0.1:5000"  # where reports expect the UI when they link to a run; None: the server

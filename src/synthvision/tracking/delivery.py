@@ -26,12 +26,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from requests import HTTPError
 
-from synthvision.tracking.config import PARENT, VALIDATION, TrackingConfig, without_passwords
+from synthvision.tracking.config import KEY_TAG, OFFLINE, PARENT, VALIDATION, TrackingConfig, without_passwords
 from synthvision.tracking.journal import Entry, Journal
 
 METRIC_BATCH = 1_000  # MLflow's limit per call
-KEY_TAG = "journal_key"  # names a run before the server gave it an id
-OFFLINE = "offline-"  # begins such a name
 REFUSED = (400, 404, 405, 409, 413, 422)  # answers that another try would not change
 
 logger = logging.getLogger("synthvision.tracking")

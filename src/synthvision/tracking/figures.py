@@ -49,7 +49,9 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 @styled
-def parallel_coordinates(columns: Mapping[str, Sequence[str]], result: Sequence[float], metric: str, less: bool) -> Figure:
+def parallel_coordinates(
+    columns: Mapping[str, Sequence[str]], result: Sequence[float], metric: str, less: bool
+) -> Figure:
     """Draw a line per row through an axis per parameter to its result; the best stand out.
 
     Args:
@@ -70,15 +72,19 @@ def parallel_coordinates(columns: Mapping[str, Sequence[str]], result: Sequence[
         heights = [_spread(place[row], row) for place, _ in places] + [ends[row]]
         best = rank == len(order) - 1
         colour = ORANGE if best else colours(0.15 + 0.8 * ends[row])
-        axes.plot(range(len(heights)), heights, color=colour, linewidth=2.6 if best else 1.0, alpha=1.0 if best else 0.75)
+        axes.plot(
+            range(len(heights)), heights, color=colour, linewidth=2.6 if best else 1.0, alpha=1.0 if best else 0.75
+        )
     for index, (_, ticks) in enumerate(places):
         axes.axvline(index, color=GREY, linewidth=0.8)
         for height, label in ticks:
             axes.annotate(label, (index, height), xytext=(-4, 0), textcoords="offset points", ha="right", va="center",
-                          fontsize=8, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6})  # fmt: skip
+                          fontsize=8, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # fmt: skip
     axes.axvline(len(names), color=GREY, linewidth=0.8)
     for height, value in ((0.0, low), (1.0, high)):
-        axes.annotate(f"{value:.3g}", (len(names), height), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.annotate(
+            f"{value:.3g}", (len(names), height), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8
+        )
     axes.set_xticks(range(len(names) + 1), [*names, metric])
     axes.set_yticks([])
     axes.set_ylim(-0.06, 1.06)

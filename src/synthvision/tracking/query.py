@@ -55,16 +55,24 @@ def _from_file(config: TrackingConfig, study: str) -> list[RunData]:
     with closing(sqlite3.connect(f"{config.database.as_uri()}?mode=ro", uri=True, timeout=20)) as database:
         known = dict(database.execute("select name, experiment_id from experiments").fetchall())
         if study not in known:
-            raise ValueError(f"study={study} has no runs in {config.folder}; there are {sorted(set(known) - {'Default'})}")
+            raise ValueError(
+                f"study={study} has no runs in {config.folder}; there are {sorted(set(known) - {'Default'})}"
+            )
         wanted = "experiment_id = ? and lifecycle_stage = 'active'"
         rows = database.execute(
-            f"select run_uuid, experiment_id, name, status, start_time, coalesce(end_time, 0) from runs where {wanted}", [known[study]]
+            f"select run_uuid, experiment_id, name, status, start_time, coalesce(end_time, 0) from runs where {wanted}",
+            [known[study]],
         )
         runs = {row[0]: RunData(row[0], str(row[1]), *row[2:]) for row in rows}
-        for name, column in (("params", "value"), ("tags", "value"), ("metrics", "case when is_nan then 'nan' else value end")):
+        for name, column in (
+            ("params", "value"),
+            ("tags", "value"),
+            ("metrics", "case when is_nan then 'nan' else value end"),
+        ):
             table = "latest_metrics" if name == "metrics" else name
-            of_run = f"select run_uuid, key, {column} from {table} where run_uuid in (select run_uuid from runs where {wanted})"
-            for run_id, key, value in database.execute(of_run, [known[study]]):
+            of_study = f"run_uuid in (select run_uuid from runs where {wanted})"
+            found = database.execute(f"select run_uuid, key, {column} from {table} where {of_study}", [known[study]])
+            for run_id, key, value in found:
                 getattr(runs[run_id], name)[key] = float(value) if name == "metrics" else value
     return list(runs.values())
 

@@ -32,25 +32,33 @@ def rows_of_sweep(runs: Sequence[RunData], sweep: str) -> list[Row]:
     A training that was read off at budgets gives a row for each. What a job's stages found belongs to the job,
     also where a stage had been finished by another run.
     """
-    latest: dict[str, RunData] = {}
-    for run in sorted(runs, key=lambda run: run.start):
-        if run.parent == sweep and run.status == "FINISHED":
+    tree, latest = Tree(runs), {}
+    for run in sorted(tree.below[sweep], key=lambda run: run.start):
+        if run.status == "FINISHED":
             latest[run.tags.get(JOB_TAG, run.run_id)] = run
-    return [row for job in latest.values() for row in rows_of(runs, job)]
+    return [row for job in latest.values() for row in rows_of(tree, job)]
 
 
-def rows_of(runs: Sequence[RunData], job: RunData) -> Iterator[Row]:
+class Tree:
+    """Runs, and those below each."""
+
+    def __init__(self, runs: Sequence[RunData]) -> None:
+        self.runs = {run.run_id: run for run in runs}
+        self.below: dict[str, list[RunData]] = defaultdict(list)
+        for run in runs:
+            self.below[run.parent].append(run)
+
+
+def rows_of(tree: Tree, job: RunData) -> Iterator[Row]:
     """Yield the results of one run: its own and its stages', and one for each budget."""
-    by_id = {run.run_id: run for run in runs}
-    below = [run for run in runs if run.parent == job.run_id]
-    stages = {run.stage: run for run in reversed(below)}
+    stages = {run.stage: run for run in sorted(tree.below[job.run_id], key=lambda run: run.start)}
     for tag, run_id in job.tags.items():
-        if tag.startswith("run/") and run_id in by_id:
-            stages[tag.removeprefix("run/")] = by_id[run_id]
+        if tag.startswith("run/") and run_id in tree.runs:
+            stages[tag.removeprefix("run/")] = tree.runs[run_id]
     own = _results([*stages.values(), job])
     command = job.tags.get(COMMAND_TAG, "")
     training = job if job.stage == "classify" else stages.get("classify")
-    budgets = [run for run in runs if training and run.stage == "budget" and run.parent == training.run_id]
+    budgets = [run for run in tree.below[training.run_id] if run.stage == "budget"] if training else []
     epochs = {run.params.get("classifier.epochs") for run in budgets}
     if job.params.get("classifier.epochs") not in epochs:
         yield Row(job.run_id, job.name, job.params, own, command, training.run_id if training else job.run_id)
@@ -64,7 +72,7 @@ def rows_of(runs: Sequence[RunData], job: RunData) -> Iterator[Row]:
 def varying(rows: Sequence[Row]) -> dict[str, list[str]]:
     """Return the parameters that tell rows apart, with their values: short name -> a value per row.
 
-    What follows from another (an arm's counts from its name, the classifier's optimizer from the optimizer) is left out.
+    What follows from another (an arm's counts from its name, a classifier's optimizer from the optimizer) is left out.
     """
     keys = {key for row in rows for key in row.params if not key.startswith(IGNORED)}
     columns = {key: [row.params.get(key, "") for row in rows] for key in sorted(keys, key=lambda key: (len(key), key))}

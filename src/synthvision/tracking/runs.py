@@ -103,7 +103,9 @@ class Run:
         frame = pd.DataFrame({column: manifest.column(column) for column in COLUMNS}, dtype=object)
         source = CodeDatasetSource(tags={"study": manifest.root.name})  # no path: it says nothing to another machine
         digest = manifest.digest()[:DIGEST_LENGTH]
-        self._log("input", dataset=from_pandas(frame, source=source, name=name, digest=digest).to_dict(), context=context)
+        self._log(
+            "input", dataset=from_pandas(frame, source=source, name=name, digest=digest).to_dict(), context=context
+        )
 
     def log_file(self, path: Path, folder: str = "") -> None:
         """Store a file, or all that lies in a folder, as an artifact."""

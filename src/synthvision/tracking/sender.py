@@ -46,8 +46,8 @@ class Sender:
             self.failing = True
             reason = without_passwords(str(error)).splitlines()[0][:200]
             logger.warning(
-                "tracking: %s does not answer (%s). Work goes on; what it logs is kept in %s and sent when the store is "
-                "back, or by synthvision stage=sync",
+                "tracking: %s does not answer (%s). Work goes on; what it logs is kept in %s and sent when it is back, "
+                "or by synthvision stage=sync",
                 self._config.uri, reason, self._config.spool,
             )  # fmt: skip
 

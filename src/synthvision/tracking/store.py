@@ -17,8 +17,8 @@ from filelock import FileLock
 from mlflow.entities import RunStatus
 
 from synthvision import __version__, artifact
-from synthvision.tracking.config import PARENT, TrackingConfig, without_passwords
-from synthvision.tracking.delivery import OFFLINE, Delivery, Sent, is_refusal, search_all
+from synthvision.tracking.config import OFFLINE, PARENT, TrackingConfig, without_passwords
+from synthvision.tracking.delivery import Delivery, Sent, is_refusal, search_all
 from synthvision.tracking.process import git_commit, is_alive, this_process
 from synthvision.tracking.runs import Run
 from synthvision.tracking.sender import Sender, send_left_behind
@@ -60,7 +60,9 @@ class Store:
 
     def _sweep_of(self, digest: str) -> str | None:
         try:
-            found = mlflow.MlflowClient().search_runs([self.experiment_id], f"tags.{SWEEP_TAG} = '{digest}'", max_results=1)
+            found = mlflow.MlflowClient().search_runs(
+                [self.experiment_id], f"tags.{SWEEP_TAG} = '{digest}'", max_results=1
+            )
         except Exception as error:
             if is_refusal(error):
                 raise

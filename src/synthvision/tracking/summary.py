@@ -44,9 +44,9 @@ def log_sweep_summary(store: Store, parent_run_id: str) -> None:
     """Write onto a sweep's run what its finished jobs found so far; a second call replaces the first.
 
     Artifacts in `summary/`: `table.csv` with a line per result and the parameters that vary as columns,
-    `configurations.csv` with means over seeds, parallel coordinates, a heat map of learning rate x epochs per optimizer,
-    and the importance of each hyperparameter, where there are results enough. Tags name the best run; the note says
-    it all in Markdown. The best is chosen by validation, never by the test set.
+    `configurations.csv` with means over seeds, parallel coordinates, a heat map of learning rate x epochs per
+    optimizer, and the importance of each hyperparameter, where there are results enough. Tags name the best run; the
+    note says it all in Markdown. The best is chosen by validation, never by the test set.
 
     Raises:
         ValueError: the store has no such run.
@@ -118,7 +118,9 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _rated(rows: Sequence[Row], columns: Mapping[str, Sequence[str]], metric: str) -> tuple[list[Row], dict[str, list[str]]]:
+def _rated(
+    rows: Sequence[Row], columns: Mapping[str, Sequence[str]], metric: str
+) -> tuple[list[Row], dict[str, list[str]]]:
     """Return the rows that have a metric, and their columns."""
     has = [index for index, row in enumerate(rows) if math.isfinite(row.metrics.get(metric, math.nan))]
     return [rows[index] for index in has], {name: [values[index] for index in has] for name, values in columns.items()}

@@ -8,8 +8,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any, cast
 
-from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
 from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
 from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
@@ -32,9 +32,10 @@ def sampled(log: Log, interval: float) -> Iterator[None]:
 
 
 def _sample(log: Log, interval: float, done: threading.Event) -> None:
-    monitors: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+    kinds: list[Any] = [CPUMonitor, DiskMonitor, NetworkMonitor]  # Any: MLflow types none of their methods
+    monitors = [kind() for kind in kinds]
     with suppress(Exception):  # MLflow says by an exception of any kind that there is no GPU or no library for it
-        monitors.append(GPUMonitor())
+        monitors.append(cast(Any, GPUMonitor)())
     step = 0
     while not done.wait(interval):
         for monitor in monitors:
