@@ -23,6 +23,7 @@ from rich.console import Console
 from synthvision import __version__, artifact
 from synthvision.evaluation.report import StageRow
 from synthvision.review.policy import PhysicianPolicy
+from synthvision.stages.ablation import PAGE, ablation_inputs, read_answer, run_ablation
 from synthvision.stages.classify import read_validation, run_classify
 from synthvision.stages.context import Context, OnEpoch, Result, Waiting
 from synthvision.stages.dreambooth import run_dreambooth, weights_digest
@@ -43,6 +44,7 @@ from synthvision.tracking.runs import Run
 from synthvision.tracking.store import Store, open_store
 
 FILES = ("files", "weights", "images", "decisions")  # keys of a stage's config that are digests of files from outside
+PAGES = {"report": "report.html", "ablation": PAGE}
 HEADLINE = ("accuracy", "sensitivity", "specificity", "auc")
 
 
@@ -119,7 +121,7 @@ def _predict_config(study: Study) -> Mapping[str, Any]:
 
 def _evaluate_config(study: Study) -> Mapping[str, Any]:
     """All but the reason to open the test set again: the same evaluation stays the same opening."""
-    return {"seed": study.seed, "evaluate": asdict(replace(study.evaluate, reopen=None, external=()))}
+    return {"seed": study.seed, "evaluate": asdict(replace(study.evaluate, reopen=None, external=(), baseline=""))}
 
 
 def _external_config(study: Study) -> Mapping[str, Any]:
@@ -169,7 +171,11 @@ OPTIONAL: Mapping[str, Stage] = {  # part of a study only where its config or th
     "superres": Stage(("prepare",), _superres_config, run_superres, _DIFFUSION, of_synthetic=True),
     "external": Stage(("prepare", "classify"), _external_config, run_external, (*_CLASSIFICATION, "evaluation")),
 }
+ABLATION = Stage((), ablation_inputs, run_ablation, ("predictions.py", "evaluation"), device=False)
 PRETRAIN = Stage((), _of("pretrain"), run_pretrain, (*_DIFFUSION, *_CLASSIFICATION))
+
+
+ALONE: Mapping[str, Stage] = {"pretrain": PRETRAIN, "ablation": ABLATION}  # no part of a study's way
 
 
 def _openings(study: Study) -> list[str]:
@@ -210,7 +216,7 @@ def run(
 
     Args:
         study: what to do.
-        stage: a name in STAGES or OPTIONAL, "pipeline" for all of them, or "pretrain".
+        stage: a name in STAGES, USES, OPTIONAL or ALONE, or "pipeline" for all of the first.
         resolved: the whole config in plain values, kept with each run.
         overrides: of the command line, from which the command is rebuilt.
         config: where runs are tracked.
@@ -277,8 +283,8 @@ def inputs_digest(study: Study, stage: str) -> str:
 
 def _table(study: Study, stage: str) -> Mapping[str, Stage]:
     """Return the stages that there are in a study, for one that was asked for."""
-    if stage == "pretrain":
-        return {"pretrain": PRETRAIN}
+    if stage in ALONE:
+        return {stage: ALONE[stage]}
     if stage in USES and study.predict.weights:
         return {stage: USES[stage]}
     uses = {name: replace(each, reads=("classify",)) for name, each in USES.items() if name == stage}
@@ -289,6 +295,8 @@ def _table(study: Study, stage: str) -> Mapping[str, Stage]:
 
 
 def _title(study: Study, stage: str) -> str:
+    if stage in ALONE:
+        return stage
     name = f"{study.arm.name} seed {study.seed}"
     return name if stage == "pipeline" else f"{name}, {stage}"
 
@@ -438,8 +446,11 @@ def _say(runner: _Runner, metrics: Mapping[str, float], config: TrackingConfig) 
         if value is not None and low is not None and high is not None:
             console.print(f"  {name:<12} {value:.3f}   95% interval {low:.3f} to {high:.3f}", highlight=False)
     for name, folder in runner.done.items():
-        if name == "report":
-            console.print(f"report: {(folder / 'report.html').absolute()}", highlight=False, soft_wrap=True)
+        if name == "ablation":
+            for sentence in read_answer(folder):
+                console.print(sentence, highlight=False)
+        if name in PAGES:
+            console.print(f"{name}: {(folder / PAGES[name]).absolute()}", highlight=False, soft_wrap=True)
         if name in USES:
             console.print(f"{name}: {folder.absolute()}", highlight=False, soft_wrap=True)
     if config.server:

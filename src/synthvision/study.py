@@ -211,6 +211,7 @@ class EvaluationConfig:
     minimum: int = MINIMUM
     cases: int = 6
     external: Sequence[str] = ()  # names of external test sets to open
+    baseline: str = "guides_only"  # the arm that stage=ablation sets the others beside
 
     def __post_init__(self) -> None:
         self.choices({}, 1.0)

@@ -57,9 +57,9 @@ def write_report(given: ReportInput, out: Path) -> Path:
         write_text(out / "figures" / f"{name}.csv", _csv(*table))
     write_json(out / "report.json", content)
     for name in CARDS:
-        text = _environment().get_template(f"{name}.md.j2").render(**content)
+        text = environment().get_template(f"{name}.md.j2").render(**content)
         write_text(out / f"{name}.md", "\n".join(line.rstrip() for line in text.splitlines()) + "\n")
-    template = _environment().get_template("report.html.j2")
+    template = environment().get_template("report.html.j2")
     page = template.render(
         **content, figures={name: Markup(image) for name, image in drawn.items()}, grids=_grids(given),
         samples=[thumbnail(path, 640) for path in given.samples], words=words,
@@ -154,7 +154,8 @@ def thumbnail(path: Path, side: int) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return what renders this room's templates."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=lambda name: name is None or not name.endswith(".md.j2"),

@@ -1,0 +1,240 @@
+"""What an ablation says: each arm with its intervals and beside a baseline, curves over numbers of images, and worth.
+
+Every figure is a mean over seeds; every interval is drawn over patients and seeds together, the same for all arms, so
+that differences, curves and what is read off them are paired.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.isotonic import isotonic_regression
+
+from synthvision.evaluation.comparison import (
+    ArmRuns,
+    Difference,
+    Truth,
+    differences,
+    draw_patients,
+    drawn_measures,
+    people,
+)
+from synthvision.evaluation.intervals import LEVEL, Estimate, bootstrap
+from synthvision.evaluation.metrics import Floats
+
+DRAWS = 5_000
+CURVE = 2  # points that make a curve
+
+
+@dataclass(frozen=True)
+class Composition:
+    """How many training images of the disease an arm has, by origin; guides are real, and counted apart."""
+
+    real: int
+    guides: int
+    synthetic: int
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm: what it was trained on, and its run of each seed."""
+
+    made_of: Composition
+    runs: ArmRuns
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm's results."""
+
+    arm: str
+    made_of: Composition
+    accuracy: Estimate
+    sensitivity: Estimate
+    specificity: Estimate
+    auc: Estimate
+
+
+@dataclass(frozen=True)
+class Point:
+    """One arm on a curve of accuracy."""
+
+    x: float
+    arm: str
+    accuracy: Estimate
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """From which ratio on more synthetic images do not help.
+
+    `ratio` is the least that no greater one beats by an interval without zero; where it is the greatest that was run,
+    saturation was not reached.
+    """
+
+    real: int  # images, the same at all ratios
+    ratio: float
+    greatest: float
+    left: Estimate  # of accuracy: the best ratio above minus this one; NaN where there is none above
+
+
+@dataclass(frozen=True)
+class Worth:
+    """As many real images alone give an arm's accuracy.
+
+    -inf and inf: fewer than `least`, and more than `most`, which were run.
+    """
+
+    arm: str
+    images: float
+    low: float
+    high: float
+    least: int
+    most: int
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """All that arms of one study say together."""
+
+    baseline: str
+    seeds: tuple[int, ...]
+    patients: int
+    rows: tuple[Row, ...]  # the most accurate first
+    differences: tuple[Difference, ...]
+    real_alone: tuple[Point, ...]  # over the number of real images
+    real_and_synthetic: tuple[Point, ...]  # the same with synthetic ones
+    ratios: tuple[Point, ...]  # over synthetic images per real one
+    saturation: Saturation | None  # None where fewer than two ratios were run
+    worth: tuple[Worth, ...]  # of arms without real images but guides
+
+
+def ablate(
+    arms: Mapping[str, Arm], baseline: str, truths: Sequence[Truth], seeds: Sequence[int], draws: int = DRAWS
+) -> Ablation:
+    """Compare arms that were run with the same seeds.
+
+    Args:
+        arms: by name, each with a run per seed.
+        baseline: the arm that the others stand beside.
+        truths: of each seed.
+        seeds: in the order of the runs.
+        draws: of the bootstrap.
+
+    Raises:
+        ValueError: the baseline is not among the arms, or an arm has other seeds or images.
+    """
+    found = differences({name: arm.runs for name, arm in arms.items()}, baseline, truths, draws)
+    weights = draw_patients(truths, draws)
+    measured = {name: drawn_measures(arm.runs, truths, None) for name, arm in arms.items()}
+    drawn = {name: drawn_measures(arm.runs, truths, weights) for name, arm in arms.items()}
+    rows = [
+        Row(name, arm.made_of, **{
+            measure: bootstrap(float(measured[name][measure][0]), drawn[name][measure], people(truths))
+            for measure in ("accuracy", "sensitivity", "specificity", "auc")
+        })
+        for name, arm in arms.items()
+    ]  # fmt: skip
+    rows.sort(key=lambda row: (-row.accuracy.value, row.arm))
+    accuracy = {name: (float(measured[name]["accuracy"][0]), drawn[name]["accuracy"]) for name in arms}
+    alone = _points([row for row in rows if _is_real(row) and not row.made_of.synthetic])
+    mixed = [row for row in rows if _is_real(row) and row.made_of.synthetic]
+    ratios = _ratios(mixed)
+    return Ablation(
+        baseline, tuple(seeds), people(truths), tuple(rows), found, alone, _points(_richest(mixed)), ratios,
+        _saturation(ratios, mixed, accuracy), _worths(rows, alone, accuracy),
+    )  # fmt: skip
+
+
+def _is_real(row: Row) -> bool:
+    return row.made_of.real > 0 and not row.made_of.guides
+
+
+def _points(rows: Sequence[Row]) -> tuple[Point, ...]:
+    points = {row.made_of.real: Point(float(row.made_of.real), row.arm, row.accuracy) for row in reversed(rows)}
+    return tuple(points[x] for x in sorted(points))
+
+
+def _richest(rows: Sequence[Row]) -> list[Row]:
+    """Return of each number of real images the arm with the most synthetic ones."""
+    return [max((r for r in rows if r.made_of.real == n), key=lambda row: row.made_of.synthetic)
+            for n in sorted({row.made_of.real for row in rows})]  # fmt: skip
+
+
+def _ratios(rows: Sequence[Row]) -> tuple[Point, ...]:
+    """Return the ladder of ratios of the number of real images that has most rungs."""
+    ladders: dict[int, dict[float, Point]] = {}
+    for row in rows:
+        ratio = row.made_of.synthetic / row.made_of.real
+        ladders.setdefault(row.made_of.real, {})[ratio] = Point(ratio, row.arm, row.accuracy)
+    if not ladders:
+        return ()
+    longest = ladders[max(ladders, key=lambda real: (len(ladders[real]), -real))]
+    return tuple(longest[ratio] for ratio in sorted(longest)) if len(longest) >= CURVE else ()
+
+
+def _saturation(
+    ratios: Sequence[Point], rows: Sequence[Row], accuracy: Mapping[str, tuple[float, Floats]]
+) -> Saturation | None:
+    if not ratios:
+        return None
+    real = next(row.made_of.real for row in rows if row.arm == ratios[0].arm)
+    for place, point in enumerate(ratios):
+        value, drawn = accuracy[point.arm]
+        above = [bootstrap(accuracy[p.arm][0] - value, accuracy[p.arm][1] - drawn, 0) for p in ratios[place + 1 :]]
+        if not any(gain.low > 0 for gain in above):
+            none = Estimate(math.nan, math.nan, math.nan, 0, "")
+            return Saturation(real, point.x, ratios[-1].x, max(above, key=lambda gain: gain.value, default=none))
+    raise AssertionError("nothing is above the greatest ratio")
+
+
+def _worths(
+    rows: Sequence[Row], alone: Sequence[Point], accuracy: Mapping[str, tuple[float, Floats]]
+) -> tuple[Worth, ...]:
+    if len(alone) < CURVE:
+        return ()
+    numbers = np.array([point.x for point in alone])
+    values, draws = (
+        np.stack([np.atleast_1d(accuracy[point.arm][part]) for point in alone], axis=1) for part in (0, 1)
+    )  # (1, points), (draws, points)
+    found = []
+    for row in (each for each in rows if each.made_of.synthetic and not each.made_of.real):
+        value, drawn = accuracy[row.arm]
+        point = float(images_worth(numbers, values, np.array([value]))[0])
+        spread = np.sort(images_worth(numbers, draws, drawn))
+        low, high = (float(spread[round(share * (len(spread) - 1))]) for share in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+        found.append(Worth(row.arm, point, low, high, int(numbers[0]), int(numbers[-1])))
+    return tuple(found)
+
+
+def images_worth(numbers: Floats, curve: Floats, target: Floats) -> Floats:
+    """Return how many real images alone reach an accuracy.
+
+    The curve is made monotone (isotonic regression) and read off between its points over the logarithm of the number:
+    the least number that reaches the target.
+
+    Args:
+        numbers: of real images, rising, (K,).
+        curve: accuracy at each, (draws, K).
+        target: the accuracy to be reached, (draws,).
+
+    Returns:
+        (draws,); -inf where the first point is above the target, inf where none reaches it.
+    """
+    logs = np.log(numbers)
+    found = np.empty(len(target))
+    for draw, (values, wanted) in enumerate(zip(curve, target, strict=True)):
+        rising = isotonic_regression(values)
+        reached = np.flatnonzero(rising >= wanted)
+        if not len(reached):
+            found[draw] = math.inf
+        elif not reached[0]:
+            found[draw] = numbers[0] if rising[0] == wanted else -math.inf
+        else:
+            after = reached[0]
+            share = (wanted - rising[after - 1]) / (rising[after] - rising[after - 1])
+            found[draw] = math.exp(logs[after - 1] + share * (logs[after] - logs[after - 1]))
+    return found

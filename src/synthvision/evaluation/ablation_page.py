@@ -1,0 +1,115 @@
+"""An ablation as one HTML file, in words, tables and figures, with the figures and tables beside it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from markupsafe import Markup
+
+from synthvision import __version__
+from synthvision.artifact import write_text
+from synthvision.evaluation import figures, words
+from synthvision.evaluation.ablation import Ablation, Worth
+from synthvision.evaluation.figures_ablation import figures_of_ablation
+from synthvision.evaluation.intervals import Estimate
+from synthvision.evaluation.report import environment
+
+TITLES = {
+    "arms": "Accuracy of every arm",
+    "real-images": "Accuracy over the number of real images of the disease",
+    "ratio": "Accuracy over synthetic images per real one",
+}
+
+
+def write_page(found: Ablation, left_out: Mapping[str, Sequence[int]], study: str, command: str, file: Path) -> None:
+    """Write the page, and beside it `figures/*.svg`, `arms.csv` and `differences.csv`."""
+    drawn = {name: figures.svg(figure, name, TITLES[name], "The tables hold the same numbers.")
+             for name, figure in figures_of_ablation(found).items()}  # fmt: skip
+    for name, image in drawn.items():
+        write_text(file.parent / "figures" / f"{name}.svg", image)
+    write_text(file.parent / "arms.csv", _arms(found))
+    write_text(file.parent / "differences.csv", _differences(found))
+    page = environment().get_template("ablation.html.j2").render(
+        found=found, study=study, command=command, version=__version__, left_out=left_out, titles=TITLES,
+        answer=sentences(found), figures={name: Markup(image) for name, image in drawn.items()},
+        between=lambda estimate: words.between("accuracy", estimate), points=_points,
+    )  # fmt: skip
+    write_text(file, page)
+
+
+def sentences(found: Ablation) -> list[str]:
+    """Return the answers in words: who beats the baseline, what synthetic images are worth, where they stop helping."""
+    return [_beside(found), *(_worth(each) for each in found.worth), *_saturated(found)]
+
+
+def _beside(found: Ablation) -> str:
+    better = [d.arm for d in found.differences if d.accuracy.low > 0]
+    worse = [d.arm for d in found.differences if d.accuracy.high < 0]
+    parts = [f"better than {found.baseline}: {', '.join(better) or 'none'}", f"worse: {', '.join(worse) or 'none'}"]
+    alike = len(found.differences) - len(better) - len(worse)
+    return f"By an interval of the accuracy without zero, {'; '.join(parts)}; of {alike} it cannot be said."
+
+
+def _worth(worth: Worth) -> str:
+    low, high = _number(worth, worth.low), _number(worth, worth.high)
+    return (
+        f"The training images of {worth.arm} are worth {_number(worth, worth.images)} real ones (95% interval {low} to "
+        f"{high}), by where the curve of real images alone reaches their accuracy."
+    )
+
+
+def _number(worth: Worth, images: float) -> str:
+    if math.isfinite(images):
+        return f"{images:.0f}"
+    return f"more than {worth.most}" if images > 0 else f"fewer than {worth.least}"
+
+
+def _saturated(found: Ablation) -> list[str]:
+    at = found.saturation
+    if at is None:
+        return []
+    if at.ratio == at.greatest:
+        return [f"With {at.real} real images no saturation was seen up to {at.greatest:g} synthetic ones for each."]
+    return [
+        f"With {at.real} real images, more than {at.ratio:g} synthetic ones for each do not help by an interval "
+        f"without zero: the best ratio above differs by {_points(at.left)}."
+    ]
+
+
+def _points(estimate: Estimate) -> str:
+    """Return a difference of shares in percentage points."""
+    value, low, high = (words.signed(each) for each in (estimate.value, estimate.low, estimate.high))
+    return f"{value} points ({low} to {high})"
+
+
+def _arms(found: Ablation) -> str:
+    measures = ("accuracy", "sensitivity", "specificity", "auc")
+    head = ["arm", "real", "guides", "synthetic", *(f"{m}{end}" for m in measures for end in ("", "_low", "_high"))]
+    rows = []
+    for row in found.rows:
+        cells: list[object] = [row.arm, row.made_of.real, row.made_of.guides, row.made_of.synthetic]
+        for measure in measures:
+            estimate: Estimate = getattr(row, measure)
+            cells += [f"{value:.6g}" for value in (estimate.value, estimate.low, estimate.high)]
+        rows.append(cells)
+    return _csv(head, rows)
+
+
+def _differences(found: Ablation) -> str:
+    head = ["arm", "minus", "accuracy", "low", "high", "p", "p_holm", "auc", "auc_low", "auc_high", "detectable"]
+    rows = [
+        [d.arm, found.baseline, *(f"{x:.6g}" for x in (d.accuracy.value, d.accuracy.low, d.accuracy.high, d.p,
+         d.p_adjusted, d.auc.value, d.auc.low, d.auc.high, d.detectable))]
+        for d in found.differences
+    ]  # fmt: skip
+    return _csv(head, rows)
+
+
+def _csv(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([head, *rows])
+    return out.getvalue()
