@@ -77,6 +77,38 @@ def test_openings_at_the_same_time_are_all_recorded(ledger):
     assert [opening.number for opening in ledger.openings(TEST_SET)] == list(range(1, 17))
 
 
+def test_a_plan_from_before_the_first_opening_is_a_reason_once_for_each_of_its_runs(ledger):
+    ledger.register(["a", "b"], who="ada")
+    ledger.register(["b", "a"])  # the same plan
+    (plan,) = ledger.plans()
+    assert (plan.number, plan.runs, plan.who) == (1, ("a", "b"), "ada")
+    reasons = [ledger.open(TEST_SET, f"e{arm}", "run", planned=arm).reason for arm in "ab"]
+    assert reasons == [f"planned: {arm} (plan 1, {plan.hash[:12]})" for arm in "ab"]
+    assert ledger.open(TEST_SET, "ea", "again", planned="a").number == 1  # the same evaluation
+    for other, run in (("other weights", "a"), ("no plan has it", "c"), ("unnamed", "")):
+        with pytest.raises(LedgerError, match=r"opened 2 times.*evaluate\.reopen"):
+            ledger.open(TEST_SET, other, "run", planned=run)
+
+
+def test_a_plan_from_after_the_first_opening_is_no_reason(ledger, monkeypatch):
+    times = iter(f"2026-01-01T00:00:0{second}+00:00" for second in range(9))
+    monkeypatch.setattr("synthvision.evaluation.ledger._now", lambda: next(times))
+    ledger.open(TEST_SET, "e1", "run")
+    ledger.register(["a"])
+    with pytest.raises(LedgerError, match="opened once"):
+        ledger.open(TEST_SET, "e2", "run", planned="a")
+    assert ledger.open("cd" * 32, "e2", "run", planned="a").reason.startswith("planned: a (")
+
+
+def test_a_changed_plan_is_found(ledger):
+    ledger.register(["a"])
+    ledger.register(["a", "b"])
+    (file,) = ledger.folder.glob("plans/*.jsonl")
+    file.write_text(file.read_text().replace('"b"', '"c"'))
+    with pytest.raises(LedgerError, match="line 2: the chain of hashes breaks"):
+        ledger.open(TEST_SET, "e1", "run", planned="c")
+
+
 def test_a_test_set_is_named_by_a_digest(ledger):
     with pytest.raises(ValueError, match="test_set must be a digest"):
         ledger.open("../elsewhere", "e1", "run")

@@ -1,9 +1,10 @@
 """The test-set ledger: who opened a test set, when, for which run, and why. Every opening is one line for ever.
 
 A test set can be looked at once; each further look makes its result a little more of a validation result. The ledger
-does not forbid it: it asks for a reason and shows the count. Lines are chained by hashes, so a line that was changed,
-removed from the middle or reordered is found. A cut-off end is not visible in the file itself: the count is therefore
-also kept as a tag of each run.
+does not forbid it: it asks for a reason and shows the count. A plan that was written down before the first opening is
+such a reason, once for each of its runs. Lines are chained by hashes, so a line that was changed, removed from the
+middle or reordered is found. A cut-off end is not visible in the file itself: the count is therefore also kept as a tag
+of each run.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from __future__ import annotations
 import getpass
 import json
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock
 
@@ -34,9 +37,24 @@ class Opening:
     run: str  # tracking run; empty if it was not tracked
     who: str
     when: str  # UTC, to the second
-    reason: str  # empty for the first opening only
+    reason: str  # empty for a first opening that no plan has
     previous: str  # hash of the line before; empty in the first
     hash: str  # over all other fields
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which runs are to open test sets; written before they do."""
+
+    number: int  # from 1
+    runs: tuple[str, ...]  # the arm, backbone and seed of each, in words
+    who: str
+    when: str  # UTC, to the second
+    previous: str
+    hash: str
+
+
+Entry = TypeVar("Entry", Opening, Plan)
 
 
 @dataclass(frozen=True)
@@ -45,7 +63,42 @@ class Ledger:
 
     folder: Path
 
-    def open(self, test_set: str, evaluated: str, run: str, reason: str | None = None, who: str = "") -> Opening:
+    def register(self, runs: Iterable[str], who: str = "") -> None:
+        """Write down which runs are to open test sets; the same plan again adds nothing.
+
+        Raises:
+            LedgerError: the file of plans was changed.
+        """
+        wanted = tuple(sorted(set(runs)))
+        self._plans.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{self._plans}.lock"):
+            before = self.plans()
+            if wanted in [plan.runs for plan in before]:
+                return
+            entry = Plan(len(before) + 1, wanted, who or _user(), _now(), before[-1].hash if before else "", hash="")
+            _write_chain(self._plans, (*before, replace(entry, hash=_hash(entry))))
+
+    def plans(self) -> tuple[Plan, ...]:
+        """Return all plans in order, after checking the chain.
+
+        Raises:
+            LedgerError: a line was changed, removed or reordered.
+        """
+        return tuple(replace(plan, runs=tuple(plan.runs)) for plan in _read_chain(self._plans, Plan))
+
+    @property
+    def _plans(self) -> Path:
+        return self.folder / "plans" / "plans.jsonl"  # a folder of its own: it is no test set's
+
+    def open(
+        self,
+        test_set: str,
+        evaluated: str,
+        run: str,
+        reason: str | None = None,
+        who: str = "",
+        planned: str = "",
+    ) -> Opening:
         """Record one use of a test set, before its labels are read, and return it.
 
         The same evaluation interrupted and run again is the same opening: it can learn nothing new.
@@ -56,6 +109,8 @@ class Ledger:
             run: tracking run, or empty.
             reason: why a test set is opened again (the setting `evaluate.reopen`).
             who: by default the name this process runs under.
+            planned: the run as a plan names it. Where one from before the first opening has it, that is reason enough,
+                once.
 
         Raises:
             LedgerError: the test set was opened before and no reason is given, or the ledger was tampered with.
@@ -66,12 +121,20 @@ class Ledger:
             for opening in before:
                 if opening.evaluated == evaluated:
                     return opening
-            if before and not (reason or "").strip():
+            why = (reason or "").strip() or self._as_planned(before, planned)
+            if before and not why:
                 raise LedgerError(_refusal(before))
-            opening = _opening(before, test_set, evaluated, run, (reason or "").strip(), who or _user())
-            lines = [json.dumps(asdict(each), ensure_ascii=False) for each in (*before, opening)]
-            write_text(self.file(test_set), "\n".join(lines) + "\n")
+            opening = _opening(before, test_set, evaluated, run, why, who or _user())
+            _write_chain(self.file(test_set), (*before, opening))
         return opening
+
+    def _as_planned(self, before: tuple[Opening, ...], planned: str) -> str:
+        """Return the reason that a plan gives, or none: it must be older than the first opening, and serves once."""
+        for plan in self.plans():
+            if planned in plan.runs and (not before or plan.when <= before[0].when):
+                reason = f"planned: {planned} (plan {plan.number}, {plan.hash[:12]})"
+                return "" if reason in [opening.reason for opening in before] else reason
+        return ""
 
     def openings(self, test_set: str) -> tuple[Opening, ...]:
         """Return all openings of a test set in order, after checking the chain.
@@ -79,20 +142,7 @@ class Ledger:
         Raises:
             LedgerError: a line was changed, removed or reordered.
         """
-        file = self.file(test_set)
-        if not file.exists():
-            return ()
-        openings: list[Opening] = []
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-            try:
-                opening = Opening(**json.loads(line))
-            except (TypeError, ValueError) as error:
-                raise LedgerError(f"{file}, line {number}: not an entry of a ledger ({error})") from error
-            previous = openings[-1].hash if openings else ""
-            if (opening.number, opening.previous, opening.hash) != (number, previous, _hash(opening)):
-                raise LedgerError(f"{file}, line {number}: the chain of hashes breaks here; the ledger was changed")
-            openings.append(opening)
-        return tuple(openings)
+        return _read_chain(self.file(test_set), Opening)
 
     def file(self, test_set: str) -> Path:
         """Return where a test set's ledger lies."""
@@ -101,15 +151,43 @@ class Ledger:
         return self.folder / f"{test_set}.jsonl"
 
 
+def _read_chain(file: Path, kind: type[Entry]) -> tuple[Entry, ...]:
+    """Return the entries of a file, none where there is no file.
+
+    Raises:
+        LedgerError: a line was changed, removed or reordered.
+    """
+    if not file.exists():
+        return ()
+    entries: list[Entry] = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            entry = kind(**json.loads(line))
+        except (TypeError, ValueError) as error:
+            raise LedgerError(f"{file}, line {number}: not an entry of a ledger ({error})") from error
+        previous = entries[-1].hash if entries else ""
+        if (entry.number, entry.previous, entry.hash) != (number, previous, _hash(entry)):
+            raise LedgerError(f"{file}, line {number}: the chain of hashes breaks here; the ledger was changed")
+        entries.append(entry)
+    return tuple(entries)
+
+
+def _write_chain(file: Path, entries: Sequence[Opening | Plan]) -> None:
+    write_text(file, "".join(f"{json.dumps(asdict(each), ensure_ascii=False)}\n" for each in entries))
+
+
 def _opening(before: tuple[Opening, ...], test_set: str, evaluated: str, run: str, reason: str, who: str) -> Opening:
-    when = datetime.now(UTC).isoformat(timespec="seconds")
     previous = before[-1].hash if before else ""
-    entry = Opening(len(before) + 1, test_set, evaluated, run, who, when, reason, previous, hash="")
-    return Opening(**{**asdict(entry), "hash": _hash(entry)})
+    entry = Opening(len(before) + 1, test_set, evaluated, run, who, _now(), reason, previous, hash="")
+    return replace(entry, hash=_hash(entry))
 
 
-def _hash(opening: Opening) -> str:
-    return digest_of({key: value for key, value in asdict(opening).items() if key != "hash"})
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _hash(entry: Opening | Plan) -> str:
+    return digest_of({key: value for key, value in asdict(entry).items() if key != "hash"})
 
 
 def _refusal(before: tuple[Opening, ...]) -> str:
@@ -118,7 +196,8 @@ def _refusal(before: tuple[Opening, ...]) -> str:
     return (
         f"test set {last.test_set[:12]} was opened {times}, last on {last.when} by {last.who} "
         f"(run {last.run or 'untracked'}); "
-        'to open it again set evaluate.reopen="the reason", which the report will show'
+        'to open it again set evaluate.reopen="the reason", which the report will show, or plan all runs in one sweep '
+        "before the first of them"
     )
 
 

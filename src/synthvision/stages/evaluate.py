@@ -20,6 +20,8 @@ from synthvision.manifest import Manifest
 from synthvision.predictions import Predictions
 from synthvision.stages.context import WEIGHTS, Context, Result
 
+LEDGER = "ledger"  # folder in a study's
+
 
 def run_evaluate(given: Context) -> Result:
     """Open the test set, once, and predict on it."""
@@ -47,8 +49,15 @@ def run_evaluate(given: Context) -> Result:
 
 def open_test_set(given: Context, test: Manifest) -> Opening:
     """Enter the opening into the ledger before any test label is read."""
-    ledger = Ledger(given.study.folder / "ledger")
-    return ledger.open(identity_of(test), given.out.name, given.run_id, given.study.evaluate.reopen)
+    study = given.study
+    planned = planned_run(study.arm.name, study.backbone.name, study.seed)
+    ledger = Ledger(study.folder / LEDGER)
+    return ledger.open(identity_of(test), given.out.name, given.run_id, study.evaluate.reopen, planned=planned)
+
+
+def planned_run(arm: str, backbone: str, seed: int) -> str:
+    """Name a run as plans in the ledger do."""
+    return f"{arm} with {backbone}, seed {seed}"
 
 
 def identity_of(test: Manifest) -> str:

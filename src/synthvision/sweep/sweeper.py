@@ -31,6 +31,7 @@ from synthvision.sweep.worker import Work
 if TYPE_CHECKING:
     from synthvision.tracking.store import Store
 
+OPENING = ("pipeline", "evaluate", "report")  # stages that open a test set
 LAUNCHERS = "synthvision.sweep.launchers."
 
 
@@ -99,6 +100,7 @@ class GridSweeper(Sweeper):
         each = [list(job) for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
         jobs = self.plan(each)
         digest = artifact.digest_of(sorted(job.digest for job in jobs))[:16]
+        register_openings(jobs)
         with self.start(arguments, digest, jobs[0].config["study"], len(jobs)) as started:
             started.run(jobs)
 
@@ -184,6 +186,33 @@ class GridSweeper(Sweeper):
     @staticmethod
     def _file(arguments: Sequence[str]) -> str:
         return next((each.partition("=")[2] for each in arguments if each.startswith(("+sweeps=", "sweeps="))), "")
+
+
+def register_openings(jobs: Sequence[Job]) -> None:
+    """Write into the ledger which runs will open test sets, before the first of them does.
+
+    Raises:
+        PlanError: two would open the same as the same run, which a choice by test results looks like.
+    """
+    from synthvision.evaluation.ledger import Ledger
+    from synthvision.stages.evaluate import LEDGER, planned_run
+
+    named: dict[str, list[Job]] = {}
+    for job in jobs:
+        config = job.config
+        if config["stage"]["name"] in OPENING:
+            run = planned_run(config["arm"]["name"], config["backbone"]["name"], config["seed"])
+            named.setdefault(run, []).append(job)
+    for run, same in named.items():
+        if len(same) > 1 and not same[1].config["evaluate"]["reopen"]:
+            raise PlanError(
+                f"nothing was started: {len(same)} jobs would open the test set as {run}, the first two: "
+                f"{same[0].name} and {same[1].name}. Choose among them by validation, with stage=classify, or set "
+                'evaluate.reopen="the reason"'
+            )
+    if named:
+        config = jobs[0].config
+        Ledger(Path(config["root"], config["study"], LEDGER)).register(named)
 
 
 def _processes(job: Job) -> int:
