@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
+from typing import Any, cast
 
 import mlflow
 from mlflow.entities import (
@@ -204,7 +205,8 @@ def search_all(
 def is_refusal(error: Exception) -> bool:
     """Tell whether an error is the store's last word, so that to try again would be of no use."""
     if isinstance(error, MlflowException):
-        return error.get_http_status_code() in REFUSED
+        status: int = cast(Any, error).get_http_status_code()  # untyped in MLflow
+        return status in REFUSED
     if isinstance(error, HTTPError) and error.response is not None:
         return error.response.status_code in REFUSED
     return isinstance(error, FileNotFoundError) or not isinstance(error, OSError)

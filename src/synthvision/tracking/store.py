@@ -9,7 +9,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import mlflow
@@ -240,13 +240,17 @@ def _no_answer(config: TrackingConfig, error: Exception) -> str:
 
 
 def _experiment(client: mlflow.MlflowClient, config: TrackingConfig, study: str) -> str:
+    """Return the id of a study's experiment, which is made, or restored if it was deleted."""
     experiment = client.get_experiment_by_name(study)
     if experiment is None:
         # A server has a place of its own for artifacts, and takes them itself.
         place = (config.folder / "artifacts").as_uri() if config.server is None else None
-        with suppress(mlflow.exceptions.MlflowException):  # another machine was faster
+        try:
             return str(client.create_experiment(study, artifact_location=place))
-        experiment = client.get_experiment_by_name(study)
+        except mlflow.exceptions.MlflowException:
+            experiment = client.get_experiment_by_name(study)
+            if experiment is None:  # otherwise another machine was faster
+                raise
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
     return str(experiment.experiment_id)
