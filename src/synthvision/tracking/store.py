@@ -25,6 +25,7 @@ from synthvision.tracking.sender import Sender, send_left_behind
 from synthvision.tracking.system import sampled
 
 PROCESS_TAG = "process"
+KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"  # the UI shows runs, not chats
 SWEEP_TAG = "sweep"  # digest of a sweep's jobs, on its own run
 
 for _name in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics"):
@@ -78,7 +79,7 @@ class Store:
         """Write into a run that ended or is open elsewhere, and leave its status alone."""
         sender = self._sender or Sender(self.config)
         try:
-            yield Run(run_id, sender.append, sender.journal)
+            yield Run(run_id, "", sender.append, sender.journal)
             sender.wait()
         finally:
             if sender is not self._sender:
@@ -114,7 +115,8 @@ class Store:
         Its parameters are those of the run that was trained alone to this budget.
         """
         alone = {**params, "classifier": {**params["classifier"], "epochs": epochs, "budgets": []}}
-        with self._run(f"epoch {epochs}", {**tags, "stage": "budget", "budget": epochs}) as run:
+        # Many trainings have an epoch 20: beside one another in the UI each needs the name of what it belongs to.
+        with self._run(f"{self._open[0].name}, epoch {epochs}", {**tags, "stage": "budget", "budget": epochs}) as run:
             run.log_params(alone)
             yield run
 
@@ -125,7 +127,7 @@ class Store:
         self._sender = sender
         status = RunStatus.KILLED  # holds for whatever is no Exception: KeyboardInterrupt, SystemExit, a signal
         try:
-            run = Run(earlier or self._begin(sender, name, tags), sender.append, sender.journal)
+            run = Run(earlier or self._begin(sender, name, tags), name, sender.append, sender.journal)
             if earlier:
                 sender.append({"op": "end", "run": earlier, "status": "RUNNING", "time": None})
                 run.set_tags({**tags, PROCESS_TAG: this_process()})
@@ -246,13 +248,15 @@ def _experiment(client: mlflow.MlflowClient, config: TrackingConfig, study: str)
         # A server has a place of its own for artifacts, and takes them itself.
         place = (config.folder / "artifacts").as_uri() if config.server is None else None
         try:
-            return str(client.create_experiment(study, artifact_location=place))
+            return str(client.create_experiment(study, artifact_location=place, tags={KIND: TRAINING}))
         except mlflow.exceptions.MlflowException:
             experiment = client.get_experiment_by_name(study)
             if experiment is None:  # otherwise another machine was faster
                 raise
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
+    if KIND not in experiment.tags:
+        client.set_experiment_tag(experiment.experiment_id, KIND, TRAINING)
     return str(experiment.experiment_id)
 
 

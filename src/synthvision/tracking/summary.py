@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from synthvision.tracking import figures
+from synthvision.tracking.config import NOTE_TAG
 from synthvision.tracking.importance import Importance, importance
 from synthvision.tracking.query import RunData, runs_of
 from synthvision.tracking.rows import (
@@ -24,7 +25,6 @@ from synthvision.tracking.rows import (
     validation_metric,
     varying,
 )
-from synthvision.tracking.runs import NOTE_TAG
 from synthvision.tracking.store import Store
 
 FOLDER = "summary"
