@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from synthvision import cli
+from synthvision.sweep.search import corners, distribution
 
 FOLDER = cli.ROOT / "sweeps"
 SWEEPS = sorted(file.stem for file in FOLDER.glob("*.yaml"))
@@ -26,9 +27,11 @@ def sweep(name: str) -> DictConfig:
 
 
 def jobs(name: str) -> list[list[str]]:
-    """Return each job's overrides, as Hydra's own sweeper makes them."""
+    """Return each job's overrides, as Hydra's own sweeper makes them; of a search those at the ends of its ranges."""
     params = [f"{key}={value}" for key, value in sweep(name).hydra.sweeper.params.items()]
     parsed = OverridesParser.create().parse_overrides(params)
+    if sweep(name).hydra.sweeper._target_.endswith("OptunaSweeper"):
+        return corners({each.key_or_group: distribution(each) for each in parsed})
     return [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
 
 
@@ -58,6 +61,13 @@ def test_every_job_makes_a_study_of_its_own(name: str) -> None:
         cli.study_of(config)
         resolved.append(OmegaConf.to_yaml(config, resolve=True))
     assert len(set(resolved)) == len(resolved) > 1
+
+
+def test_papers_tables() -> None:
+    assert {name: len(jobs(name)) for name in ("hpv_grid", "mpox_tuning", "backbones", "phantom_ratio")} == {
+        "hpv_grid": 8, "mpox_tuning": 18, "backbones": 15, "phantom_ratio": 30,
+    }  # fmt: skip
+    assert list(sweep("hpv_grid").classifier.budgets) == [20, 50, 100, 150, 200]
 
 
 def test_phantom_arms_are_five_arms_of_five_seeds() -> None:

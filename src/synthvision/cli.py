@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -92,7 +93,11 @@ def hide_credentials() -> None:
 
 
 def register_sweeps(folder: Path) -> None:
-    """Make each `sweeps/NAME.yaml` selectable as `+sweeps=NAME`."""
+    """Make each `sweeps/NAME.yaml` selectable as `+sweeps=NAME`, and our sweeper and launcher the default ones."""
+    Plugins.instance()  # finds Hydra's own, whose names are then taken over
+    for group, default in (("sweeper", "grid"), ("launcher", "in_process")):
+        node = OmegaConf.load(ROOT / "conf" / "hydra" / group / f"{default}.yaml")
+        ConfigStore.instance().store(group=f"hydra/{group}", name="basic", node=node)
     for file in sorted(folder.glob("*.yaml")):
         # the file's own "# @package" line is not read here, so the package is given again
         ConfigStore.instance().store(group="sweeps", name=file.stem, node=OmegaConf.load(file), package="_global_")

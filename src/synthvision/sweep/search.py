@@ -103,10 +103,10 @@ class OptunaSweeper(GridSweeper):
         fixed = [f"{key}={each.get_value_element_as_str()}" for key, each in last.items() if key not in space]
         if not space:
             raise ValueError("a search needs keys to choose: hydra.sweeper.params is empty, and no value has a choice")
-        corners = self.plan([[*values, *fixed] for values in _corners(space)])
-        identity = {"space": {key: str(each) for key, each in space.items()}, "of": corners[0].digest}
+        ends = self.plan([[*values, *fixed] for values in corners(space)])
+        identity = {"space": {key: str(each) for key, each in space.items()}, "of": ends[0].digest}
         digest = artifact.digest_of([identity, self.goal.metric, self.seed])[:16]
-        with self.start(arguments, digest, corners[0].config["study"], self.trials) as started:
+        with self.start(arguments, digest, ends[0].config["study"], self.trials) as started:
             pruning = Pruning(
                 f"sqlite:///{started.book.folder / 'optuna.db'}", digest, self.goal.metric.removeprefix("best/"),
                 self.goal.greatest, self.startup, self.warmup,
@@ -160,7 +160,7 @@ def distribution(override: Override) -> Any:
     return CategoricalDistribution(list(override.sweep_string_iterator()))
 
 
-def _corners(space: Space) -> list[list[str]]:
+def corners(space: Space) -> list[list[str]]:
     """Return overrides with the ends of every range and each choice, so that what is wrong with one shows at once."""
     ends = {key: list(getattr(each, "choices", None) or (each.low, each.high)) for key, each in space.items()}
     return [
