@@ -224,7 +224,7 @@ def is_refusal(error: Exception) -> bool:
         return status in REFUSED
     if isinstance(error, HTTPError) and error.response is not None:
         return error.response.status_code in REFUSED
-    return isinstance(error, FileNotFoundError) or not isinstance(error, OSError)
+    return isinstance(error, (FileNotFoundError, KeyError, TypeError, AttributeError))  # the entry itself is at fault
 
 
 def _batches(waiting: Iterator[tuple[Entry, int]]) -> Iterator[tuple[list[Entry], int]]:

@@ -71,8 +71,12 @@ class Store:
         return str(found[0].info.run_id) if found else None
 
     def close_dead_runs(self) -> None:
-        """Mark runs KILLED whose process on this machine is gone."""
-        _close_dead_runs(mlflow.MlflowClient(), [self.experiment_id])
+        """Mark runs KILLED whose process on this machine is gone; a store that is away is left to the next start."""
+        try:
+            _close_dead_runs(mlflow.MlflowClient(), [self.experiment_id])
+        except Exception as error:
+            if self.config.server is None or is_refusal(error):
+                raise
 
     @contextmanager
     def again(self, run_id: str) -> Iterator[Run]:
@@ -191,8 +195,8 @@ def open_store(config: TrackingConfig, study: str) -> Store:
     """
     config.spool.mkdir(parents=True, exist_ok=True)
     known_file = config.spool / "experiments.json"
-    known = json.loads(known_file.read_text()) if known_file.exists() else {}
     with FileLock(config.folder / "mlflow.lock"):
+        known = json.loads(known_file.read_text()) if known_file.exists() else {}
         try:
             client = connect(config)
             experiment_id = _experiment(client, config, study)
