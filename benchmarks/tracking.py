@@ -101,7 +101,14 @@ def compare(folder: Path, runs: int) -> None:
     """Fill a store as a sweep would, and time the command on it."""
     config = TrackingConfig(str(folder / "mlruns"), system_metrics=False)
     fill(config, runs)
-    command = [sys.executable, "-m", "synthvision", "stage=compare", "stage.sweep=sweep", f"tracking.root={config.root}"]
+    command = [
+        sys.executable,
+        "-m",
+        "synthvision",
+        "stage=compare",
+        "stage.sweep=sweep",
+        f"tracking.root={config.root}",
+    ]
     times = [_timed(lambda: subprocess.run(command, cwd=folder, check=True, capture_output=True)) for _ in range(TIMES)]
     print(f"stage=compare on {runs} runs: {statistics.median(times):.2f} s (least {min(times):.2f} s)")
     client, experiment = connect(config), open_store(config, "phantom").experiment_id

@@ -66,12 +66,17 @@ class Server:
             self._process.wait()
 
 
+def initdb() -> str | None:
+    """Return the newest initdb; Debian does not put it on PATH."""
+    found = Path("/usr/lib/postgresql").glob("*/bin/initdb")
+    return shutil.which("initdb") or str(max(found, key=lambda path: int(path.parts[-3]), default="")) or None
+
+
 class Postgres:
     """A PostgreSQL of its own in a new folder, reached by a socket in it; root starts it as the user postgres."""
 
     def __init__(self) -> None:
-        found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
-        self.programs = found[-1] if found else Path(shutil.which("initdb") or "/missing/initdb").parent
+        self.programs = Path(initdb() or "").parent
         self.user = "postgres" if os.getuid() == 0 else None
         self.folder = Path(tempfile.mkdtemp(prefix="synthvision-postgres-", dir="/tmp"))  # pytest's own is root's alone
         if self.user:

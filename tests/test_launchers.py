@@ -3,14 +3,19 @@
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import ROOT
 from filelock import FileLock
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from synthvision.sweep.book import DONE, FAILED, PRUNED, Book, Job, Outcome
 from synthvision.sweep.composed import Pruned, ReportedError
@@ -29,6 +34,9 @@ def task(config: Any, _overrides: Sequence[str], *, digest: str, **_: Any) -> Si
         raise ReportedError from ValueError("classifier.lr must be above 0\nand more")
     if config.does == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if config.does == "pool":  # as reading images does
+        with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
+            pool.submit(os.getpid).result()
     if config.does == "prune":
         raise Pruned("behind")
     return SimpleNamespace(validation={"best/val/loss": config.value}, waits_for="", folders={})
@@ -84,9 +92,36 @@ def test_a_killed_process_takes_no_other_job_with_it(launcher: Launcher, work: W
     assert "its process ended without a result" in lost.error
 
 
+def test_slurm_is_asked_for_what_the_config_says(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for SLURM's commands: sbatch keeps the script and runs it here, as a node would."""
+    commands = {
+        "sbatch": 'cat "$1" >> scripts; SLURM_JOB_ID=$$ sh "$1" > log 2>&1 & echo "Submitted batch job $$"',
+        "srun": f'while [ "$1" != {sys.executable} ]; do shift; done; exec "$@"',
+        "sacct": 'echo "JobID|State|NodeList"',
+        "scancel": "true",
+    }
+    for name, lines in commands.items():
+        file = tmp_path / "bin" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"#!/bin/sh\n{lines}\n")
+        file.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    config = OmegaConf.load(ROOT / "conf" / "hydra" / "launcher" / "submitit_slurm.yaml")
+    config.accelerator = "cpu"
+    launcher: Launcher = instantiate(config, _convert_="all", parameters={"slurm_partition": "gpu"})
+    jobs = freeze(work, a="work", b="fail")
+    launcher.run(jobs, work, lambda: None)
+    assert states(work, jobs) == {"a": DONE, "b": FAILED}
+    assert {call[2] for call in calls()} == {"4"}
+    script = (tmp_path / "scripts").read_text()
+    for asked in ("cpus-per-task=4", "gpus-per-node=1", "mem=32GB", "nodes=1", "partition=gpu", "time=720"):
+        assert f"#SBATCH --{asked}\n" in script
+
+
 def test_jobs_side_by_side_share_the_cores_and_print_into_their_logs(work: Work) -> None:
-    jobs = freeze(work, a="work", b="work")
+    jobs = freeze(work, a="work", b="pool")
     Joblib(2, threads=3, accelerator="cpu").run(jobs, work, lambda: None)
+    assert states(work, jobs) == {"a": DONE, "b": DONE}
     assert {call[2] for call in calls()} == {"3"}
     assert {call[1] for call in calls()} & {str(os.getpid())} == set()
     assert work.book.log("b").read_text() == "printed by b\n"

@@ -12,6 +12,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 VALIDATION = "best/val/"  # begins the metrics that a model may be chosen by
+NOTE_TAG = "mlflow.note.content"
+VALIDATED_ON = "validation"  # context of the data set that a model may be chosen by
 COMMAND_TAG = "command"  # remakes the run
 PARENT = "mlflow.parentRunId"
 JOB_TAG = "job"  # identity of a sweep's job, on each run that a start of the sweep gave it

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
+from typing import Any, cast
 
 import mlflow
 from mlflow.entities import (
@@ -26,9 +27,19 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from requests import HTTPError
 
-from synthvision.tracking.config import KEY_TAG, OFFLINE, PARENT, VALIDATION, TrackingConfig, without_passwords
+from synthvision.tracking.config import (
+    KEY_TAG,
+    NOTE_TAG,
+    OFFLINE,
+    PARENT,
+    VALIDATED_ON,
+    VALIDATION,
+    TrackingConfig,
+    without_passwords,
+)
 from synthvision.tracking.journal import Entry, Journal
 
+SHOWN_WITH_MODEL = (NOTE_TAG, "mlflow.user", "mlflow.source.name", "mlflow.source.type")
 METRIC_BATCH = 1_000  # MLflow's limit per call
 REFUSED = (400, 404, 405, 409, 413, 422)  # answers that another try would not change
 
@@ -153,8 +164,9 @@ class Delivery:
         known = [each.model_id for each in run.outputs.model_outputs] if run.outputs else []
         model = self._client.get_logged_model(known[0]) if known else None
         if model is None:
+            shown = {tag: run.data.tags[tag] for tag in SHOWN_WITH_MODEL if tag in run.data.tags}
             model = self._client.create_logged_model(
-                run.info.experiment_id, entry["name"], run_id, params=dict(run.data.params)
+                run.info.experiment_id, entry["name"], run_id, shown, dict(run.data.params)
             )
             self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
         if model.status == LoggedModelStatus.READY:
@@ -166,10 +178,14 @@ class Delivery:
         described.save(str(folder / "MLmodel"))
         self._client.log_model_artifacts(model.model_id, str(folder))
         self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        inputs = run.inputs.dataset_inputs if run.inputs else []
+        images = next((each.dataset for each in inputs if VALIDATED_ON in [tag.value for tag in each.tags]), None)
+        of = (images.name, images.digest) if images else (None, None)
         named = [name for name in run.data.metrics if name.startswith(VALIDATION)]
         points = [point for name in named for point in self._client.get_metric_history(run_id, name)]
-        shown = [Metric(p.key, p.value, p.timestamp, p.step, model_id=model.model_id, run_id=run_id) for p in points]
-        self._client.log_batch(run_id, metrics=shown)
+        # The model's page shows them, with the images that they were measured on.
+        measured = [Metric(p.key, p.value, p.timestamp, p.step, model.model_id, *of, run_id) for p in points]
+        self._client.log_batch(run_id, metrics=measured)
 
     def _id(self, key: str) -> str:
         """Return a run's id in the store; most runs are called by it from the start."""
@@ -204,10 +220,11 @@ def search_all(
 def is_refusal(error: Exception) -> bool:
     """Tell whether an error is the store's last word, so that to try again would be of no use."""
     if isinstance(error, MlflowException):
-        return error.get_http_status_code() in REFUSED
+        status: int = cast(Any, error).get_http_status_code()  # untyped in MLflow
+        return status in REFUSED
     if isinstance(error, HTTPError) and error.response is not None:
         return error.response.status_code in REFUSED
-    return isinstance(error, FileNotFoundError) or not isinstance(error, OSError)
+    return isinstance(error, (FileNotFoundError, KeyError, TypeError, AttributeError))  # the entry itself is at fault
 
 
 def _batches(waiting: Iterator[tuple[Entry, int]]) -> Iterator[tuple[list[Entry], int]]:

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 import mlflow
 
-from synthvision.tracking.config import VALIDATION, RegistryConfig
+from synthvision.tracking.config import VALIDATED_ON, VALIDATION, RegistryConfig
 from synthvision.tracking.store import Store
-
-VALIDATED_ON = "validation"  # context of the data set that a model may be chosen by
 
 
 @dataclass(frozen=True)

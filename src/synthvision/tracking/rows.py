@@ -66,7 +66,7 @@ def rows_of(tree: Tree, job: RunData) -> Iterator[Row]:
         last = run.params.get("classifier.epochs") == job.params.get("classifier.epochs")
         metrics = {**(own if last else {}), **_results([run])}
         params = {**job.params, **run.params}
-        yield Row(run.run_id, f"{job.name}, {run.name}", params, metrics, command, run.parent)
+        yield Row(run.run_id, run.name, params, metrics, command, run.parent)
 
 
 def varying(rows: Sequence[Row]) -> dict[str, list[str]]:

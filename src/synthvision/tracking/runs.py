@@ -16,7 +16,7 @@ from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
 from synthvision import __version__
 from synthvision.manifest import COLUMNS, Manifest
-from synthvision.tracking.config import COMMAND_TAG, flatten
+from synthvision.tracking.config import COMMAND_TAG, NOTE_TAG, flatten
 from synthvision.tracking.journal import Journal
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ PARAM_LENGTH = 6_000  # MLflow's limit for a parameter's value
 PARAM_BATCH = 100  # MLflow's limit per call
 DIGEST_LENGTH = 36  # MLflow's limit for a data set's digest
 MODEL_NAME = "classifier"
-NOTE_TAG = "mlflow.note.content"
 SAID = {  # what the classifier answers beside a probability per class; see served.py
     "decision": DataType.string,
     "calibrated": DataType.double,
@@ -42,12 +41,14 @@ class Run:
 
     Args:
         run_id: MLflow's, or a name of its own where the server was away when the run began.
+        name: as the UI shows it.
         append: takes entries of the journal.
         journal: keeps files on their way.
     """
 
-    def __init__(self, run_id: str, append: Callable[[dict[str, Any]], None], journal: Journal) -> None:
+    def __init__(self, run_id: str, name: str, append: Callable[[dict[str, Any]], None], journal: Journal) -> None:
         self.run_id = run_id
+        self.name = name
         self._append = append
         self._journal = journal
 

@@ -9,7 +9,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import mlflow
@@ -25,6 +25,7 @@ from synthvision.tracking.sender import Sender, send_left_behind
 from synthvision.tracking.system import sampled
 
 PROCESS_TAG = "process"
+KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"  # the UI shows runs, not chats
 SWEEP_TAG = "sweep"  # digest of a sweep's jobs, on its own run
 
 for _name in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics"):
@@ -70,15 +71,19 @@ class Store:
         return str(found[0].info.run_id) if found else None
 
     def close_dead_runs(self) -> None:
-        """Mark runs KILLED whose process on this machine is gone."""
-        _close_dead_runs(mlflow.MlflowClient(), [self.experiment_id])
+        """Mark runs KILLED whose process on this machine is gone; a store that is away is left to the next start."""
+        try:
+            _close_dead_runs(mlflow.MlflowClient(), [self.experiment_id])
+        except Exception as error:
+            if self.config.server is None or is_refusal(error):
+                raise
 
     @contextmanager
     def again(self, run_id: str) -> Iterator[Run]:
         """Write into a run that ended or is open elsewhere, and leave its status alone."""
         sender = self._sender or Sender(self.config)
         try:
-            yield Run(run_id, sender.append, sender.journal)
+            yield Run(run_id, "", sender.append, sender.journal)
             sender.wait()
         finally:
             if sender is not self._sender:
@@ -114,7 +119,8 @@ class Store:
         Its parameters are those of the run that was trained alone to this budget.
         """
         alone = {**params, "classifier": {**params["classifier"], "epochs": epochs, "budgets": []}}
-        with self._run(f"epoch {epochs}", {**tags, "stage": "budget", "budget": epochs}) as run:
+        # Many trainings have an epoch 20: beside one another in the UI each needs the name of what it belongs to.
+        with self._run(f"{self._open[0].name}, epoch {epochs}", {**tags, "stage": "budget", "budget": epochs}) as run:
             run.log_params(alone)
             yield run
 
@@ -125,7 +131,7 @@ class Store:
         self._sender = sender
         status = RunStatus.KILLED  # holds for whatever is no Exception: KeyboardInterrupt, SystemExit, a signal
         try:
-            run = Run(earlier or self._begin(sender, name, tags), sender.append, sender.journal)
+            run = Run(earlier or self._begin(sender, name, tags), name, sender.append, sender.journal)
             if earlier:
                 sender.append({"op": "end", "run": earlier, "status": "RUNNING", "time": None})
                 run.set_tags({**tags, PROCESS_TAG: this_process()})
@@ -189,8 +195,8 @@ def open_store(config: TrackingConfig, study: str) -> Store:
     """
     config.spool.mkdir(parents=True, exist_ok=True)
     known_file = config.spool / "experiments.json"
-    known = json.loads(known_file.read_text()) if known_file.exists() else {}
     with FileLock(config.folder / "mlflow.lock"):
+        known = json.loads(known_file.read_text()) if known_file.exists() else {}
         try:
             client = connect(config)
             experiment_id = _experiment(client, config, study)
@@ -240,15 +246,21 @@ def _no_answer(config: TrackingConfig, error: Exception) -> str:
 
 
 def _experiment(client: mlflow.MlflowClient, config: TrackingConfig, study: str) -> str:
+    """Return the id of a study's experiment, which is made, or restored if it was deleted."""
     experiment = client.get_experiment_by_name(study)
     if experiment is None:
         # A server has a place of its own for artifacts, and takes them itself.
         place = (config.folder / "artifacts").as_uri() if config.server is None else None
-        with suppress(mlflow.exceptions.MlflowException):  # another machine was faster
-            return str(client.create_experiment(study, artifact_location=place))
-        experiment = client.get_experiment_by_name(study)
+        try:
+            return str(client.create_experiment(study, artifact_location=place, tags={KIND: TRAINING}))
+        except mlflow.exceptions.MlflowException:
+            experiment = client.get_experiment_by_name(study)
+            if experiment is None:  # otherwise another machine was faster
+                raise
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
+    if KIND not in experiment.tags:
+        client.set_experiment_tag(experiment.experiment_id, KIND, TRAINING)
     return str(experiment.experiment_id)
 
 

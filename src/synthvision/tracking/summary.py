@@ -8,7 +8,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from matplotlib.figure import Figure
+
 from synthvision.tracking import figures
+from synthvision.tracking.config import NOTE_TAG
 from synthvision.tracking.importance import Importance, importance
 from synthvision.tracking.query import RunData, runs_of
 from synthvision.tracking.rows import (
@@ -22,7 +25,6 @@ from synthvision.tracking.rows import (
     validation_metric,
     varying,
 )
-from synthvision.tracking.runs import NOTE_TAG
 from synthvision.tracking.store import Store
 
 FOLDER = "summary"
@@ -141,7 +143,7 @@ def _importance(
 
 def _figures(
     rows: Sequence[Row], columns: Mapping[str, Sequence[str]], metric: str | None, found: Importance | None
-) -> Iterator[tuple[str, figures.Figure]]:
+) -> Iterator[tuple[str, Figure]]:
     if metric is None or not columns:
         return
     rated, of = _rated(rows, columns, metric)
