@@ -44,9 +44,9 @@ class Record:
     prompt: str = ""  # synthetic: what was asked for
     seed: str = ""  # synthetic: seed of this image's own generator
     negative_prompt: str = ""  # synthetic: what was asked not to be there
-    mode: str = ""  # synthetic: "noise", "paint" or "img2img"
+    mode: str = ""  # synthetic: "noise", "paint" or "img2img"; "autoencoder": a real image passed through it
     settings: str = ""  # synthetic: scheduler, steps, guidance, strength and side
-    painted_on: str = ""  # synthetic, modes "paint" and "img2img": image_id of the real image that it started from
+    painted_on: str = ""  # synthetic, all modes but "noise": image_id of the real image that it started from
     safety: str = ""  # synthetic: "passed" or "flagged" where a safety checker was run; it changes no image
     parent_run: str = ""  # synthetic: output digest of the weights that made it
     licence: str = ""

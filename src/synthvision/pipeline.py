@@ -27,6 +27,7 @@ from synthvision.review.policy import PhysicianPolicy
 from synthvision.stages.ablation import PAGE, ablation_inputs, read_answer, run_ablation
 from synthvision.stages.classify import read_validation, run_classify
 from synthvision.stages.context import Context, Result, Waiting
+from synthvision.stages.counterparts import run_counterparts
 from synthvision.stages.dreambooth import run_dreambooth, weights_digest
 from synthvision.stages.evaluate import read_headline, run_evaluate
 from synthvision.stages.external import run_external
@@ -104,6 +105,12 @@ def _generate_config(study: Study) -> Mapping[str, Any]:
     return {**values, "files": [weights_digest(file) for file in files]}
 
 
+def _counterparts_config(study: Study) -> Mapping[str, Any]:
+    values = dict(_of("seed", "backbone", "disease", "generate")(study))
+    values["generate"] = {key: value for key, value in values["generate"].items() if key not in ("shard", "candidates")}
+    return values
+
+
 def _classify_config(study: Study) -> Mapping[str, Any]:
     weights = weights_digest(study.classifier.model.weights)
     return {**_of("seed", "arm", "classifier")(study), "weights": weights}
@@ -152,7 +159,7 @@ STAGES: Mapping[str, Stage] = {
         ready=check_decided,
         device=False,
     ),
-    "classify": Stage(("prepare", "review"), _classify_config, run_classify, _CLASSIFICATION),
+    "classify": Stage(("prepare", "review", "counterparts"), _classify_config, run_classify, _CLASSIFICATION),
     "evaluate": Stage(
         ("prepare", "review", "classify"), _evaluate_config, run_evaluate, (*_CLASSIFICATION, "evaluation")
     ),
@@ -169,6 +176,9 @@ USES: Mapping[str, Stage] = {  # of a finished classifier
     "export": Stage((), _of("predict"), run_export, _CLASSIFICATION),
 }
 OPTIONAL: Mapping[str, Stage] = {  # part of a study only where its config or the command asks for it
+    "counterparts": Stage(
+        ("prepare", "dreambooth"), _counterparts_config, run_counterparts, _DIFFUSION, of_synthetic=True
+    ),
     "superres": Stage(("prepare",), _superres_config, run_superres, _DIFFUSION, of_synthetic=True),
     "external": Stage(("prepare", "classify"), _external_config, run_external, (*_CLASSIFICATION, "evaluation")),
 }
@@ -289,7 +299,11 @@ def _table(study: Study, stage: str) -> Mapping[str, Stage]:
     if stage in USES and study.predict.weights:
         return {stage: USES[stage]}
     uses = {name: replace(each, reads=("classify",)) for name, each in USES.items() if name == stage}
-    wanted = {"superres": study.superres.candidates, "external": bool(study.evaluate.external)}
+    wanted = {
+        "superres": study.superres.candidates,
+        "external": bool(study.evaluate.external),
+        "counterparts": study.arm.symmetric,
+    }
     asked = {name: each for name, each in OPTIONAL.items() if wanted[name] or stage == name}
     stages = {**STAGES, **asked}
     return {name: each for name, each in stages.items() if study.generates or not each.of_synthetic} | uses

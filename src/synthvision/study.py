@@ -157,6 +157,7 @@ class Arm:
         ratio: synthetic images for each real one and guide.
         equal_classes: every other class has as many images as the disease.
         before: a first training; None for none.
+        symmetric: the other classes are trained on images that went through the same model as the disease's.
 
     Raises:
         ValueError: a value breaks its rule; the message names key, rule and value.
@@ -168,9 +169,15 @@ class Arm:
     ratio: float | None = None
     equal_classes: bool = False
     before: Phase | None = None
+    symmetric: bool = False
 
     def __post_init__(self) -> None:
         _check_origins("arm.positives", self.positives)
+        if self.symmetric and self.origins != ["synthetic"]:
+            raise ValueError(
+                f"arm.symmetric=true has all images go through the model: arm.positives must be ['synthetic'] alone, "
+                f"in every phase; the arm trains on {self.origins}"
+            )
         unused = sorted(set(self.counts) & set(POSITIVES) - set(self.origins))
         if unused:
             raise ValueError(f"arm.counts may name origins that the arm trains on, {self.origins}; it names {unused}")
@@ -312,6 +319,8 @@ class Study:
             there["real"] = self.dataset.counts[self.disease.positive].get("train", 0)
         if self.generates:
             there["synthetic"] = self.review.accept
+        if arm.symmetric:
+            self._check_symmetric()
         if arm.before:
             replace(self.classifier, epochs=arm.before.epochs, lr=arm.before.lr)  # checks itself
         for name, most in there.items():
@@ -319,6 +328,15 @@ class Study:
             if wanted > most:
                 key = "review.accept" if name == "synthetic" else f"dataset.counts.{self._label(name)}.train"
                 raise ValueError(f"arm={arm.name} needs at least {wanted} images of {key}, which is {most}; raise it")
+
+    def _check_symmetric(self) -> None:
+        if self.generate.mode == "paint" and len(self.disease.classes) > 2:
+            raise ValueError(
+                f"arm.symmetric with generate=paint paints healthy skin into the other classes, which must not show a "
+                f"disease; disease.classes are {list(self.disease.classes)}. Use generate=noise or img2img"
+            )
+        if len(sets_of(self.disease.guides)) > 1:
+            raise ValueError("arm.symmetric needs one set of guides, whose model all images go through; there are more")
 
     def _label(self, name: str) -> str:
         return self.disease.positive if name == "real" else name

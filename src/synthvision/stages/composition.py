@@ -1,4 +1,4 @@
-"""What an arm trains on: of the disease what the arm says, of the other classes real images."""
+"""What an arm trains on: of the disease what the arm says, of the other classes real images or their counterparts."""
 
 from __future__ import annotations
 
@@ -18,9 +18,17 @@ def training_phases(given: Context) -> list[Manifest]:
         ValueError: the arm asks for more images than there are.
     """
     arm, real = given.study.arm, given.manifest("prepare")
+    if arm.symmetric:
+        real = _replaced(real, given.manifest("counterparts"))
     of_disease = _of_disease(given, real)
     before = [arm.before.positives] if arm.before else []
     return [_phase(given, real, of_disease, positives) for positives in (*before, arm.positives)]
+
+
+def _replaced(real: Manifest, counterparts: Manifest) -> Manifest:
+    """Return the real images with each one's counterpart in its place, where it has one."""
+    made = {record.painted_on: record for record in counterparts}
+    return Manifest(tuple(made.get(record.image_id, record) for record in real), real.root)
 
 
 def _of_disease(given: Context, real: Manifest) -> dict[str, Manifest]:
