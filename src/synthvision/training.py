@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,11 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import Strategy
+
+# Lightning tells at each training which devices there are not, and of a service that could be bought.
+logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+# And warns of how it calls torch 2.14 itself.
+warnings.filterwarnings("ignore", r"`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
 
 LAST = "last.ckpt"
 LOG_EVERY = 10  # steps
@@ -91,7 +98,7 @@ class KeepLast(Callback):
             return
         partial, last = self.work / f".{LAST}", self.work / LAST
         try:
-            trainer.save_checkpoint(partial)
+            trainer.save_checkpoint(partial, weights_only=False)
             if trainer.is_global_zero:
                 partial.replace(last)
         except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError to torch
