@@ -36,7 +36,7 @@ def write_page(found: Ablation, left_out: Mapping[str, Sequence[int]], study: st
     page = environment().get_template("ablation.html.j2").render(
         found=found, study=study, command=command, version=__version__, left_out=left_out, titles=TITLES,
         answer=sentences(found), figures={name: Markup(image) for name, image in drawn.items()},
-        between=lambda estimate: words.between("accuracy", estimate), points=_points,
+        between=lambda estimate: words.between("accuracy", estimate), points=_points, p_value=_p,
     )  # fmt: skip
     write_text(file, page)
 
@@ -49,9 +49,10 @@ def sentences(found: Ablation) -> list[str]:
 def _beside(found: Ablation) -> str:
     better = [d.arm for d in found.differences if d.accuracy.low > 0]
     worse = [d.arm for d in found.differences if d.accuracy.high < 0]
-    parts = [f"better than {found.baseline}: {', '.join(better) or 'none'}", f"worse: {', '.join(worse) or 'none'}"]
-    alike = len(found.differences) - len(better) - len(worse)
-    return f"By an interval of the accuracy without zero, {'; '.join(parts)}; of {alike} it cannot be said."
+    alike = [d.arm for d in found.differences if d.arm not in (*better, *worse)]
+    parts = {f"better than {found.baseline}": better, "worse": worse, "neither can be said of": alike}
+    said = "; ".join(f"{words}: {', '.join(arms)}" for words, arms in parts.items() if arms)
+    return f"By an interval of the accuracy without zero, {said or 'there is nothing to compare'}."
 
 
 def _worth(worth: Worth) -> str:
@@ -78,6 +79,11 @@ def _saturated(found: Ablation) -> list[str]:
         f"With {at.real} real images, more than {at.ratio:g} synthetic ones for each do not help by an interval "
         f"without zero: the best ratio above differs by {_points(at.left)}."
     ]
+
+
+def _p(value: float, digits: int) -> str:
+    least: float = 10**-digits
+    return f"<{least:g}" if value < least else words.decimal(value, digits)
 
 
 def _points(estimate: Estimate) -> str:
