@@ -291,6 +291,26 @@ def test_leaks_are_dropped_or_moved_by_the_user_s_rule(files: Files, root: Path)
     assert moved.counts()["normal"] == counts["normal"]
 
 
+def test_a_shortage_says_which_images_were_left_out_as_leaks(files: Files, root: Path) -> None:
+    sources = folders(files, picture(1, 100)[:, ::-1])
+    counts = {**DIVIDED, "normal": {"train": 12, "test": 7}}  # one more for training than is left without the leak
+    with pytest.raises(ShortageError) as error:
+        files.prepare(root, sources=sources, counts=counts, leaks="drop")
+    (row,) = left(root)
+    assert (Path(row["file"]).name, row["what"]) == ("0.png", "leak dropped")
+    assert str(files.folder / "test" / "normal" / "copy.png") in row["reason"]
+    told = str(error.value).split("\n")
+    assert "label 'normal', split 'train': 12 images wanted, 1 missing" in told[0]
+    assert told[1] == "1 were left out as leaks, the second of each pair:"
+    assert row["reason"].startswith(told[2])
+    assert row["image_id"] in told[2]
+    assert (root / "prepare" / "one" / "leaks.png").is_file()
+    with pytest.raises(
+        ShortageError, match=r"\n1 were moved to the first one's side, with what belongs to them:\nnear: normal-"
+    ):
+        files.prepare(root / "moved", sources=sources, counts={**DIVIDED, "normal": {"train": 12}}, leaks="move")
+
+
 def test_an_exact_copy_on_two_sides_is_a_leak_too(files: Files, root: Path) -> None:
     """A public collection has test files that are byte for byte those of training."""
     sources = folders(files, picture(1, 100))

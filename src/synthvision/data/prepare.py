@@ -65,7 +65,7 @@ def prepare(
         ValueError: a label is not among the classes, or a guide is unusable.
         UnreadableError: more than `most_unusable` of the sources' files give no picture.
         TwoLabelsError: a picture has two labels and the rule is "stop".
-        ShortageError: too few images for the counts.
+        ShortageError: too few images for the counts; the message says which were left out since they would leak.
         LeakError: the same picture or patient is on two sides; `quarantine.csv` names the files.
     """
     _check(sources, guides, rules, classes)
