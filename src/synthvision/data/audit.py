@@ -65,7 +65,7 @@ class Audit:
     masks: int  # images with a mask
     conversions: Mapping[str, int]  # what was done to stored values -> number of usable pictures
     warnings: tuple[str, ...]
-    traits: tuple[Trait, ...]  # of all usable pictures but external ones, also of those that no split has room for
+    traits: tuple[Trait, ...]  # of all usable pictures but those of test sets, also of those that no split has room for
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return label -> split -> number of images; an external test set's split is "external/" and its name."""

@@ -28,6 +28,7 @@ Source = FolderSource | TableSource
 ENLARGED = 4  # times; a guide may be enlarged by no more
 GUIDES = "guides"  # the source of guides; the others are numbered
 UNUSABLE = "unusable"
+TESTS = {"test", EXTERNAL}  # sides whose labels nothing is learnt from before they are opened
 
 
 class UnreadableError(ValueError):
@@ -109,6 +110,7 @@ def _prepared(
     manifest = Manifest(tuple(written(chosen, by_id, rules, cache, left)), root)
     manifest.write(out / "manifest.csv")
     what = Counter(each.what for each in left)
+    sides = {**dict.fromkeys(by_id, ""), **{record.image_id: record.split for record in manifest}}
     return Audit(
         manifest=manifest,
         found=len(found),
@@ -126,7 +128,7 @@ def _prepared(
         masks=sum(bool(record.mask) for record in manifest),
         conversions=dict(sorted(Counter(note for item in items for note in item.picture.conversions).items())),
         warnings=(*_warnings(manifest), *enlarged),
-        traits=tuple(traits_of(item) for item in items if item.record.split != EXTERNAL),
+        traits=tuple(traits_of(item) for item in items if not {item.record.split, sides[item.record.image_id]} & TESTS),
     )
 
 
