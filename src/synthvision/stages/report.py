@@ -63,7 +63,7 @@ def run_report(given: Context) -> Result:
 
 
 def _of_intake(prepared: Path) -> list[Probe]:
-    """Return what `prepare` found out about shortcuts in real images outside the test set, before any model was trained."""
+    """Return what `prepare` found out about shortcuts in real images but those of the test set, before any training."""
     return [replace(probe, name=f"{probe.name} of real images") for probe in read_probes(prepared / PROBES)]
 
 
