@@ -243,6 +243,7 @@ def test_edited_copies_under_other_patients_stay_together(files: Files, root: Pa
         write_png(files.image("normal", i + 9), picture(1, i)[::-1])
     audit = files.prepare(root, counts={"lesion": {"test": 4}, "normal": {"train": 8, "test": 8}})
     assert len(audit.near) == 4
+    assert read_rgb(root / "prepare" / "one" / "near.png").shape[0] > 4 * 160
     assert audit.leaks == ()
     sides: dict[str, set[str]] = {}
     for record in audit.manifest.where(lambda r: bool(r.siblings)):

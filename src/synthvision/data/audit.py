@@ -89,7 +89,8 @@ class Audit:
         """Return everything but manifest and traits as JSON-able values."""
         values = {key: value for key, value in vars(self).items() if key not in ("manifest", "traits")}
         leaks = [asdict(leak) for leak in self.leaks]
-        return {**values, "leaks": leaks, "counts": self.counts(), "subgroups": self.subgroups()}
+        tables = {"counts": self.counts(), "subgroups": self.subgroups()}
+        return {**values, "used": len(self.manifest), "leaks": leaks, **tables}
 
 
 def _part(record: Record) -> str:

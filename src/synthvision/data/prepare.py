@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from synthvision.data.audit import Audit, traits_of
+from synthvision.data.audit import MOST_PAIRS, Audit, traits_of, write_sheet
 from synthvision.data.book import SplitBook
 from synthvision.data.cache import ImageCache, Picture
 from synthvision.data.copies import Item, Left, TwoLabelsError, one_of_each, tied
@@ -17,7 +17,7 @@ from synthvision.data.dicom import BURNED_IN
 from synthvision.data.drawing import Drawing
 from synthvision.data.guide_sets import GuideSets
 from synthvision.data.intake import FolderSource, Found, GuideSource, TableSource
-from synthvision.data.leakage import LeakError
+from synthvision.data.leakage import LeakError, Ties
 from synthvision.data.reading import patient_hash, read_pictures
 from synthvision.data.rules import Rules
 from synthvision.data.splits import PARTS, ShortageError
@@ -47,11 +47,11 @@ def prepare(
     """Read all files once, write the used pictures as PNG of (size, size), and the Manifest over them.
 
     Writes `images/<image_id>.png`, `masks/<image_id>.png` of those that have one, `manifest.csv` and `quarantine.csv`
-    into `out`, and where leaks are found `leaks.png`. `quarantine.csv` names source files and why each is not used; the
-    manifest carries no name of a file or patient. Pictures with equal pixels count once; near duplicates go to one
-    side; pictures that are guides, or whose patient has one, are not drawn for the splits. All usable pictures of an
-    external test set are in the manifest: split "external", and the set's name in the column `set`. What ties them to
-    another side is a leak. `audit.write_audit` writes what is returned.
+    into `out`, and where there are near duplicates or leaks `near.png` and `leaks.png`. `quarantine.csv` names source
+    files and why each is not used; the manifest carries no name of a file or patient. Pictures with equal pixels count
+    once; near duplicates go to one side; pictures that are guides, or whose patient has one, are not drawn for the
+    splits. All usable pictures of an external test set are in the manifest: split "external", and the set's name in the
+    column `set`. What ties them to another side is a leak. `audit.write_audit` writes what is returned.
 
     Args:
         sources: real images with labels.
@@ -107,6 +107,7 @@ def _prepared(
         chosen, resolved = drawing.checked(out, cache, left)
         splits.add(drawing.before, [record for record in chosen if record.split in PARTS])
     by_id = {item.record.image_id: item for item in items}
+    _show_near(out / "near.png", near, by_id, cache)
     manifest = Manifest(tuple(written(chosen, by_id, rules, cache, left)), root)
     manifest.write(out / "manifest.csv")
     what = Counter(each.what for each in left)
@@ -130,6 +131,15 @@ def _prepared(
         warnings=(*_warnings(manifest), *enlarged),
         traits=tuple(traits_of(item) for item in items if not {item.record.split, sides[item.record.image_id]} & TESTS),
     )
+
+
+def _show_near(file: Path, near: Ties, by_id: Mapping[str, Item], cache: ImageCache) -> None:
+    """Draw pairs of near duplicates, the least alike first: they are those to look at."""
+    if near:
+        pixels = cache.pixels()
+        pairs = sorted(near.items(), key=lambda each: (each[1], each[0]))
+        rows = [(f"{alike:.3f}", *(by_id[end].picture.row for end in pair)) for pair, alike in pairs]
+        write_sheet(file, [(text, pixels[first], pixels[second]) for text, first, second in rows[:MOST_PAIRS]])
 
 
 def _check(sources: Sequence[Source], guides: GuideSource | GuideSets, rules: Rules, classes: Sequence[str]) -> None:
