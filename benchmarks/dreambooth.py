@@ -1,6 +1,6 @@
 """How fast is DreamBooth, beside diffusers' own train_dreambooth.py, and in how much memory?
 
-    python benchmarks/dreambooth.py /path/to/train_dreambooth.py [--steps 100] [--turns 3]
+    python benchmarks/dreambooth.py /path/to/train_dreambooth.py [--steps 100] [--turns 3] [--cases bf16]
 
 The same weights, guides, class images, prompts, batch, resolution, precision, optimizer and rate, each run in a process
 of its own, in turns, so that a machine that slows down slows both. Timed by `stopwatch.py`, after the first step. The
@@ -12,6 +12,7 @@ processor say more than images per second.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -61,6 +62,7 @@ class Case:
     optimizer: str = "adamw"
     checkpointing: bool = False
     compile: bool = False  # ours alone: the peer has no such option
+    files: int = 0  # side of the guides' files; 0: the resolution
 
 
 def config_of(case: Case, steps: int) -> DreamBoothConfig:
@@ -97,7 +99,7 @@ def train_ours(case: Case, steps: int, folder: Path) -> None:
     """Train as `stage=dreambooth` does."""
     torch.set_flush_denormal(True)  # as the pipeline does
     with tempfile.TemporaryDirectory() as out:
-        given = draw(folder, case.resolution), SUBJECT, [SUBJECT.class_prompt], config_of(case, steps)
+        given = draw(folder, case.files or case.resolution), SUBJECT, [SUBJECT.class_prompt], config_of(case, steps)
         dreambooth.train(load(case), *given, Path(out), Path(out) / "work", 0, None, folder)
 
 
@@ -123,16 +125,24 @@ def peer_arguments(case: Case, steps: int, folder: Path, out: Path) -> list[str]
     return [*flags, *(f"--{name}={value}" for name, value in given.items())]
 
 
-def small_cases(folder: Path) -> Iterator[Case]:
-    """Yield what a CPU can bear: the tiny backbone, and SD1.5 with all widths divided by 8."""
+def small_cases(folder: Path, chosen: str = "") -> Iterator[Case]:
+    """Yield what a CPU can bear, at 64 px: the tiny backbone, and SD1.5 with all widths divided by 8.
+
+    Only those whose name holds `chosen`.
+    """
     tiny, narrow = folder / "tiny", folder / "sd15"
     # The peer refuses the half precision in which the package keeps them.
     backbone.load(BackboneConfig("tiny", "package:tiny", 64, "sd")).save(tiny)
     write("sd15", narrow, narrower=8)
-    for name, weights, batch in (("tiny", tiny, 1), ("tiny", tiny, 4), ("SD1.5 / 8", narrow, 4)):
-        for text in (True, False):
-            said = f"{name}, 64 px, {batch} + {batch}, text encoder {'trained' if text else 'at rest'}"
-            yield Case(said, str(weights), "sd", 64, batch, text)
+    for precision, (name, weights, batch, files), text in itertools.product(
+        ("32-true", "bf16-mixed"),
+        (("tiny", tiny, 1, 0), ("tiny", tiny, 4, 0), ("tiny", tiny, 4, 512), ("SD1.5 / 8", narrow, 4, 0)),
+        (True, False),
+    ):
+        said = f"{name}, {precision}, {batch} + {batch}, text encoder {'trained' if text else 'at rest'}"
+        said += f", files of {files} px" if files else ""
+        if chosen in said:
+            yield Case(said, str(weights), "sd", 64, batch, text, precision, files=files)
 
 
 def compare(case: Case, peer: Path, steps: int, turns: int) -> dict[str, list[dict[str, float]]]:
@@ -140,7 +150,7 @@ def compare(case: Case, peer: Path, steps: int, turns: int) -> dict[str, list[di
     found: dict[str, list[dict[str, float]]] = {OURS: [], PEER: []}
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root)
-        draw(folder, case.resolution)
+        draw(folder, case.files or case.resolution)
         class_pictures(load(case), [SUBJECT.class_prompt], config_of(case, steps), folder, 0)
         task = folder / "task.json"
         task.write_text(json.dumps({"case": asdict(case), "steps": steps, "folder": root}))
@@ -204,6 +214,7 @@ def main() -> None:
     parser.add_argument("peer", type=Path, nargs="?", help="diffusers' train_dreambooth.py")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--cases", default="", help="those whose name holds this: tiny, bf16, 4 + 4, at rest, ...")
     parser.add_argument("--task", type=Path, help=argparse.SUPPRESS)  # what a timed process of ours is to train
     given = parser.parse_args()
     if given.task:
@@ -212,7 +223,7 @@ def main() -> None:
         return
     print(f"{machine()}\n\n{HEADER}")
     with tempfile.TemporaryDirectory() as folder:
-        for case in small_cases(Path(folder)):
+        for case in small_cases(Path(folder), given.cases):
             for row in table(case, compare(case, given.peer, given.steps, given.turns)):
                 print(row, flush=True)
 

@@ -21,6 +21,7 @@ from synthvision.diffusion.adapters import save_adapters
 from synthvision.diffusion.backbone import Backbone, Conditioning
 from synthvision.diffusion.checkpoints import export
 from synthvision.diffusion.examples import Examples, draw_rows
+from synthvision.diffusion.half import quicken
 from synthvision.diffusion.optimizers import clip, new_optimizer
 from synthvision.diffusion.parallel import Sendable
 from synthvision.diffusion.parameters import rebuilt
@@ -153,6 +154,8 @@ class DreamBooth(Sendable):
         self.held_out = self.held_out and self.held_out.to(self.device)
         if self.ema is not None:
             self.ema.to(self.device)
+        if self.device.type == "cpu" and self.config.precision == "bf16-mixed":
+            quicken(self.unet, self.text_encoders)
         if self.config.compile:
             self.unet.compile()
 
