@@ -136,10 +136,10 @@ def _prepared(
 def _show_near(file: Path, near: Ties, by_id: Mapping[str, Item], cache: ImageCache) -> None:
     """Draw pairs of near duplicates, the least alike first: they are those to look at."""
     if near:
-        pixels = cache.pixels()
-        pairs = sorted(near.items(), key=lambda each: (each[1], each[0]))
-        rows = [(f"{alike:.3f}", *(by_id[end].picture.row for end in pair)) for pair, alike in pairs]
-        write_sheet(file, [(text, pixels[first], pixels[second]) for text, first, second in rows[:MOST_PAIRS]])
+        pixels, rows = cache.pixels(), {image_id: item.picture.row for image_id, item in by_id.items()}
+        pairs = sorted((alike, *pair) for pair, alike in near.items())[:MOST_PAIRS]
+        write_sheet(file, [(f"{alike:.3f} {one} {other}", pixels[rows[one]], pixels[rows[other]])
+                           for alike, one, other in pairs])  # fmt: skip
 
 
 def _check(sources: Sequence[Source], guides: GuideSource | GuideSets, rules: Rules, classes: Sequence[str]) -> None:
