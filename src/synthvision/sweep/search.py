@@ -28,7 +28,7 @@ Space = dict[str, Any]  # key -> Optuna's distribution
 
 @dataclass(frozen=True)
 class Pruning:
-    """Where trials are kept, and when one is ended early: below the median of the others at the same epoch."""
+    """Where trials are kept, and when one is ended early: its best value so far is behind the others' median."""
 
     storage: str
     study: str
