@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,9 @@ def task(config: Any, _overrides: Sequence[str], *, digest: str, **_: Any) -> Si
         raise ReportedError from ValueError("classifier.lr must be above 0\nand more")
     if config.does == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if config.does == "pool":  # as reading images does
+        with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
+            pool.submit(os.getpid).result()
     if config.does == "prune":
         raise Pruned("behind")
     return SimpleNamespace(validation={"best/val/loss": config.value}, waits_for="", folders={})
@@ -115,8 +119,9 @@ def test_slurm_is_asked_for_what_the_config_says(work: Work, tmp_path: Path, mon
 
 
 def test_jobs_side_by_side_share_the_cores_and_print_into_their_logs(work: Work) -> None:
-    jobs = freeze(work, a="work", b="work")
+    jobs = freeze(work, a="work", b="pool")
     Joblib(2, threads=3, accelerator="cpu").run(jobs, work, lambda: None)
+    assert states(work, jobs) == {"a": DONE, "b": DONE}
     assert {call[2] for call in calls()} == {"3"}
     assert {call[1] for call in calls()} & {str(os.getpid())} == set()
     assert work.book.log("b").read_text() == "printed by b\n"

@@ -49,6 +49,7 @@ def test_the_wheel_holds_all_that_is_not_code(wheel: Path) -> None:
     wanted = {f"synthvision/{file.relative_to(package).as_posix()}" for file in data}
     wanted |= {f"synthvision/{file.relative_to(ROOT).as_posix()}" for file in (ROOT / "conf").rglob("*.yaml")}
     wanted |= {f"synthvision/{file.relative_to(ROOT).as_posix()}" for file in (ROOT / "sweeps").glob("*.yaml")}
+    wanted.add("hydra_plugins/synthvision_sweep.py")
     assert wanted - names == set()
 
 
@@ -69,6 +70,13 @@ def test_a_short_study_from_another_folder(command: Path, tmp_path: Path) -> Non
     printed = output([str(command), *SMALL], tmp_path)
     assert "95% interval" in printed
     assert len(list((tmp_path / "studies" / "phantom" / "report").glob("*/report.html"))) == 1
+
+
+def test_a_sweep_of_the_wheel(command: Path, tmp_path: Path) -> None:
+    """Hydra finds the sweeper where no checkout is near."""
+    done = subprocess.run([str(command), "-m", "backbone=tiny,nope"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "nothing was started: of 2 jobs some cannot run" in done.stderr
 
 
 def test_configs_and_sweeps_are_found(command: Path, tmp_path: Path) -> None:

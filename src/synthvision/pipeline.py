@@ -21,10 +21,11 @@ from filelock import FileLock
 from rich.console import Console
 
 from synthvision import __version__, artifact
+from synthvision.classification.resume import OnEpoch
 from synthvision.evaluation.report import StageRow
 from synthvision.review.policy import PhysicianPolicy
 from synthvision.stages.classify import read_validation, run_classify
-from synthvision.stages.context import Context, OnEpoch, Result, Waiting
+from synthvision.stages.context import Context, Result, Waiting
 from synthvision.stages.dreambooth import run_dreambooth, weights_digest
 from synthvision.stages.evaluate import read_headline, run_evaluate
 from synthvision.stages.external import run_external

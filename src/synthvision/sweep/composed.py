@@ -8,6 +8,7 @@ from dataclasses import fields
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from hydra.conf import HydraConf
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -62,7 +63,7 @@ def make(config: DictConfig, key: str) -> Any:
     return instantiate(value, _convert_="all") if OmegaConf.is_config(value) else value
 
 
-def shared_folder(hydra_part: DictConfig) -> list[str]:
+def shared_folder(hydra_part: HydraConf) -> list[str]:
     """Return `--config-dir=FOLDER` where it was given: the command that is kept with a run needs it to remake it."""
     given = [source.path for source in hydra_part.runtime.config_sources if source.provider == "command-line"]
     return [f"--config-dir={os.path.relpath(path)}" for path in given]

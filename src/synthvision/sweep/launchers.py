@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from synthvision.sweep.book import FAILED, Outcome
@@ -220,7 +221,7 @@ class Ray:
             while asked:
                 ended, _ = ray.wait(list(asked), timeout=1.0)
                 for each in ended:
-                    _note_loss(work, asked.pop(each), lambda each=each: _error_of(ray, each))
+                    _note_loss(work, asked.pop(each), partial(_error_of, ray, each))
                 watch()
         finally:
             ray.shutdown()

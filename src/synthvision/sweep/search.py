@@ -28,7 +28,7 @@ Space = dict[str, Any]  # key -> Optuna's distribution
 
 @dataclass(frozen=True)
 class Pruning:
-    """Where trials are kept, and when one is ended early: below the median of the others at the same epoch."""
+    """Where trials are kept, and when one is ended early: its best value so far is behind the others' median."""
 
     storage: str
     study: str
@@ -97,7 +97,7 @@ class OptunaSweeper(GridSweeper):
 
     def _sweep(self, arguments: list[str]) -> None:
         params = [f"{key}={value}" for key, value in self.params.items()]
-        parsed = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(params + arguments)
+        parsed = OverridesParser.create(config_loader=self._context.config_loader).parse_overrides(params + arguments)
         last = {str(each.get_key_element()): each for each in parsed}  # the command line narrows the file
         space = {key: distribution(each) for key, each in last.items() if each.is_sweep_override()}
         fixed = [f"{key}={each.get_value_element_as_str()}" for key, each in last.items() if key not in space]
@@ -151,9 +151,10 @@ def distribution(override: Override) -> Any:
     if isinstance(value, IntervalSweep):
         assert value.start is not None
         assert value.end is not None
-        whole = isinstance(value.start, int) and isinstance(value.end, int)
-        kind = IntDistribution if whole else FloatDistribution
-        return kind(value.start, value.end, log="log" in value.tags)
+        low, high, log = value.start, value.end, "log" in value.tags
+        if isinstance(low, int) and isinstance(high, int):
+            return IntDistribution(low, high, log=log)
+        return FloatDistribution(low, high, log=log)
     if isinstance(value, RangeSweep) and isinstance(value.range(), range):
         numbers = list(value.range())
         return IntDistribution(numbers[0], numbers[-1], step=int(value.step))

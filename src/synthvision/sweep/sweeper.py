@@ -78,7 +78,7 @@ class GridSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take what Hydra has for every sweeper."""
-        self.context, self.task, self.config = hydra_context, task_function, config
+        self._context, self._task, self._config = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the sweep, or what an earlier start has left of it.
@@ -95,7 +95,9 @@ class GridSweeper(Sweeper):
 
     def _sweep(self, arguments: list[str]) -> None:
         params = [f"{key}={value}" for key, value in self.params.items()]
-        overrides = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(params + arguments)
+        overrides = OverridesParser.create(config_loader=self._context.config_loader).parse_overrides(
+            params + arguments
+        )
         each = [list(job) for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
         jobs = self.plan(each)
         digest = artifact.digest_of(sorted(job.digest for job in jobs))[:16]
@@ -106,27 +108,27 @@ class GridSweeper(Sweeper):
         """Compose and make jobs; see `plan`."""
 
         def compose(overrides: list[str]) -> DictConfig:
-            return self.context.config_loader.load_sweep_config(self.config, overrides)
+            return self._context.config_loader.load_sweep_config(self._config, overrides)
 
         alone = ["hydra.mode=RUN"] if self._file(of_each[0]) else []  # a file in sweeps/ would start a sweep
-        jobs = plan(of_each, compose, [*shared_folder(self.config.hydra), *alone], names)
+        jobs = plan(of_each, compose, [*shared_folder(self._config.hydra), *alone], names)
         for job in jobs:
-            check_alone(self.launcher, _processes(job))
+            check_alone(self.engine, _processes(job))
         return jobs
 
     @property
-    def launcher(self) -> Launcher:
+    def engine(self) -> Launcher:
         """The launcher that `hydra/launcher=` names.
 
         Raises:
             ValueError: one of Hydra's own packages was named, or a number breaks its rule.
         """
-        target = str(self.config.hydra.launcher.get("_target_", ""))
+        target = str(self._config.hydra.launcher.get("_target_", ""))
         if not target.startswith(LAUNCHERS):
             raise ValueError(
                 f"hydra/launcher must be in_process, joblib, submitit_local, submitit_slurm or ray; it is {target}"
             )
-        launcher: Launcher = instantiate(self.config.hydra.launcher, _convert_="all")
+        launcher: Launcher = instantiate(self._config.hydra.launcher, _convert_="all")
         return launcher
 
     @contextmanager
@@ -146,23 +148,23 @@ class GridSweeper(Sweeper):
         from synthvision.tracking.store import open_store
 
         name, command, session = self.name(arguments), self.command(arguments), uuid.uuid4().hex
-        book = Book(Path(self.config.hydra.sweep.dir, digest).absolute())
+        book = Book(Path(self._config.hydra.sweep.dir, digest).absolute())
         with _alone(book.folder):
             artifact.write_json(book.folder / "sweep.json", {"name": name, "command": command})
-            store = open_store(make(self.config, "tracking"), study)
+            store = open_store(make(self._config, "tracking"), study)
             with store.sweep_run(name, digest, {"jobs": total}) as (run, before):
                 if not before:  # its runs were deleted or are in another store: all jobs are due, from reused stages
                     book.forget_all()
                 run.note(f"{total} jobs. Run it, or go on with it:\n\n```\n{command}\n```\n")
-                run.log_config(OmegaConf.to_yaml(self.config.hydra.sweeper))
-                aside = {key: resolved(self.config, key) for key in ASIDE}
-                work = Work(book, session, run.run_id, self.task, Path.cwd(), aside, {})
+                run.log_config(OmegaConf.to_yaml(self._config.hydra.sweeper))
+                aside = {key: resolved(self._config, key) for key in ASIDE}
+                work = Work(book, session, run.run_id, self._task, Path.cwd(), aside, {})
                 jobs: dict[str, Job] = {}
-                live = not isinstance(self.launcher, InProcess)  # there the jobs print themselves
+                live = not isinstance(self.engine, InProcess)  # there the jobs print themselves
                 book.open_session(session)
                 try:
                     with Progress(book, jobs, total, self.goal, live) as progress:
-                        yield Started(book, self.launcher, work, jobs, progress)
+                        yield Started(book, self.engine, work, jobs, progress)
                 finally:
                     book.open_session("")
                     store.close_dead_runs()  # of jobs whose process was killed
@@ -178,8 +180,8 @@ class GridSweeper(Sweeper):
     def command(self, arguments: Sequence[str]) -> str:
         """Return the command that runs the sweep, or goes on with it."""
         many = [] if self._file(arguments) else ["-m"]
-        hydra = [each for each in self.config.hydra.overrides.hydra if not each.startswith("hydra.mode=")]
-        return shlex.join(["synthvision", *shared_folder(self.config.hydra), *many, *arguments, *hydra])
+        hydra = [each for each in self._config.hydra.overrides.hydra if not each.startswith("hydra.mode=")]
+        return shlex.join(["synthvision", *shared_folder(self._config.hydra), *many, *arguments, *hydra])
 
     @staticmethod
     def _file(arguments: Sequence[str]) -> str:

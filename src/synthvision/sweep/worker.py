@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
@@ -109,6 +110,8 @@ class Elsewhere:
     def __call__(self, digest: str) -> None:
         """Run a job; a signal ends it quietly, since whoever sent it knows."""
         os.chdir(self.work.cwd)
+        if multiprocessing.get_start_method(allow_none=True) == "loky":  # a way that processes of ours do not know
+            multiprocessing.set_start_method(None, force=True)
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = str(self.threads)  # read when torch is imported, by the first job
         if self.gpus:
