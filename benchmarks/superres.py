@@ -32,7 +32,7 @@ from synthvision.diffusion.restoration import closeness
 from synthvision.diffusion.upscale import UpscalingConfig, upscale
 from synthvision.diffusion.upscaler import Upscaler, UpscalerConfig
 
-COUNT, SEED, DRAWS = 200, 9_000_000, 5000
+COUNT, SEED, DRAWS = 500, 9_000_000, 5000
 PROMPT = "photo of skin, sks papules"
 
 

@@ -243,6 +243,7 @@ def test_edited_copies_under_other_patients_stay_together(files: Files, root: Pa
         write_png(files.image("normal", i + 9), picture(1, i)[::-1])
     audit = files.prepare(root, counts={"lesion": {"test": 4}, "normal": {"train": 8, "test": 8}})
     assert len(audit.near) == 4
+    assert read_rgb(root / "prepare" / "one" / "near.png").shape[0] > 4 * 160
     assert audit.leaks == ()
     sides: dict[str, set[str]] = {}
     for record in audit.manifest.where(lambda r: bool(r.siblings)):
@@ -291,6 +292,26 @@ def test_leaks_are_dropped_or_moved_by_the_user_s_rule(files: Files, root: Path)
     assert moved.counts()["normal"] == counts["normal"]
 
 
+def test_a_shortage_says_which_images_were_left_out_as_leaks(files: Files, root: Path) -> None:
+    sources = folders(files, picture(1, 100)[:, ::-1])
+    counts = {**DIVIDED, "normal": {"train": 12, "test": 7}}  # one more for training than is left without the leak
+    with pytest.raises(ShortageError) as error:
+        files.prepare(root, sources=sources, counts=counts, leaks="drop")
+    (row,) = left(root)
+    assert (Path(row["file"]).name, row["what"]) == ("0.png", "leak dropped")
+    assert str(files.folder / "test" / "normal" / "copy.png") in row["reason"]
+    told = str(error.value).split("\n")
+    assert "label 'normal', split 'train': 12 images wanted, 1 missing" in told[0]
+    assert told[1] == "1 were left out as leaks, the second of each pair:"
+    assert row["reason"].startswith(told[2])
+    assert row["image_id"] in told[2]
+    assert (root / "prepare" / "one" / "leaks.png").is_file()
+    with pytest.raises(
+        ShortageError, match=r"\n1 were moved to the first one's side, with what belongs to them:\nnear: normal-"
+    ):
+        files.prepare(root / "moved", sources=sources, counts={**DIVIDED, "normal": {"train": 12}}, leaks="move")
+
+
 def test_an_exact_copy_on_two_sides_is_a_leak_too(files: Files, root: Path) -> None:
     """A public collection has test files that are byte for byte those of training."""
     sources = folders(files, picture(1, 100))
@@ -329,7 +350,9 @@ def test_an_external_test_set_is_whole_and_beside_the_splits(files: Files, root:
     )
     assert audit.counts()["normal"] == {**COUNTS["normal"], "external/hospital_b": 4}
     assert "external/<wbr>hospital_b</th>" in (root / "prepare" / "two" / "audit.html").read_text()
-    assert len(audit.traits) == 43  # what tells hospitals apart is no clue to the class within one
+    assert len(audit.traits) == 43 - 8  # of no test set: what tells hospitals apart is no clue to the class within one
+    tested = {record.patient for record in audit.manifest.where(split="test")}
+    assert not tested & {trait.group for trait in audit.traits}
     (book,) = (root / "splits").glob("*.csv")
     assert "external" not in book.read_text()
 
@@ -370,7 +393,7 @@ def test_two_labels_are_resolved_by_the_user_s_rule(files: Files, root: Path) ->
     assert {Path(row["file"]).name for row in left(root)} == {"normal-3.png", "lesion-0.png"}
     first = files.prepare(root, "two", two_labels="first")
     assert first.two_labels == 1
-    assert sum(trait.label == "lesion" for trait in first.traits) == 23
+    assert sum(trait.label == "lesion" for trait in first.traits) == 19  # 23 but for those of the test set
 
 
 def test_too_many_unusable_files_stop_with_the_reasons(files: Files, root: Path) -> None:

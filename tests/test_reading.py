@@ -179,6 +179,23 @@ def test_a_place_changes_with_its_content(tmp_path: Path) -> None:
     assert place_of(file) != before
 
 
+def test_a_file_that_changes_while_it_is_read_is_not_remembered(
+    files: list[Path], cache: ImageCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = reading.read_picture
+
+    def changing(file: Path, *given):
+        picture = own(file, *given)
+        if file == files[1]:
+            write_png(file, drawn(99))
+        return picture
+
+    monkeypatch.setattr(reading, "read_picture", changing)
+    read = reading._read_chunk([(number, files[number], number) for number in range(3)], cache.shelf, 30.0)
+    assert [place == place_of(file) for (_, _, place), file in zip(read, files, strict=False)] == [True, False, True]
+    assert read[1][2] == ""
+
+
 def test_processes_that_cannot_start_are_told_at_once(
     files: list[Path], cache: ImageCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:

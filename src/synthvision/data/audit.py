@@ -65,7 +65,7 @@ class Audit:
     masks: int  # images with a mask
     conversions: Mapping[str, int]  # what was done to stored values -> number of usable pictures
     warnings: tuple[str, ...]
-    traits: tuple[Trait, ...]  # of all usable pictures but external ones, also of those that no split has room for
+    traits: tuple[Trait, ...]  # of all usable pictures but those of test sets, also of those that no split has room for
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return label -> split -> number of images; an external test set's split is "external/" and its name."""
@@ -89,7 +89,8 @@ class Audit:
         """Return everything but manifest and traits as JSON-able values."""
         values = {key: value for key, value in vars(self).items() if key not in ("manifest", "traits")}
         leaks = [asdict(leak) for leak in self.leaks]
-        return {**values, "leaks": leaks, "counts": self.counts(), "subgroups": self.subgroups()}
+        tables = {"counts": self.counts(), "subgroups": self.subgroups()}
+        return {**values, "used": len(self.manifest), "leaks": leaks, **tables}
 
 
 def _part(record: Record) -> str:

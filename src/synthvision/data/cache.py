@@ -13,8 +13,8 @@ import os
 import sqlite3
 import sys
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -29,6 +29,7 @@ from synthvision.data.decoding import Pixels
 THUMB = 64  # side of the grey thumbnails that copies are looked for in
 DECODERS = ("pillow", "simplejpeg", "pydicom", "numpy")
 MODULES = ("cache", "decoding", "dicom", "images", "reading")
+_content = json.JSONEncoder(ensure_ascii=False).encode
 TABLES = """
 CREATE TABLE IF NOT EXISTS files (place TEXT PRIMARY KEY, sha256 TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS pictures (sha256 TEXT PRIMARY KEY, row INTEGER, content TEXT NOT NULL) WITHOUT ROWID;
@@ -63,14 +64,30 @@ class Shelf:
     size: int
     salt: int
 
+    @contextmanager
+    def opened(self) -> Iterator[Rows]:
+        """Open the rows for writing, from any process."""
+        with ExitStack() as stack:
+            handles = []
+            for name in ("pixels", "thumbs"):
+                handles.append(os.open(self.folder / name, os.O_WRONLY | os.O_CREAT, 0o644))
+                stack.callback(os.close, handles[-1])
+            yield Rows(self.size, self.salt, *handles)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An open shelf."""
+
+    size: int
+    salt: int
+    pixels: int  # file descriptors
+    thumbs: int
+
     def write(self, row: int, pixels: Pixels, thumb: Pixels) -> int:
-        """Write a row, from any process, and return its checksum."""
-        for name, data in (("pixels", pixels.data), ("thumbs", thumb.data)):
-            handle = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT, 0o644)
-            try:
-                os.pwrite(handle, data, row * data.nbytes)
-            finally:
-                os.close(handle)
+        """Write a row and return its checksum."""
+        for handle, data in ((self.pixels, pixels.data), (self.thumbs, thumb.data)):
+            os.pwrite(handle, data, row * data.nbytes)
         return zlib.crc32(pixels.data)
 
 
@@ -129,13 +146,12 @@ class ImageCache:
         self._enter("IGNORE", written)
 
     def _enter(self, known: str, entries: Iterable[tuple[str, Picture]]) -> None:
+        listed = list(entries)
+        pictures = ((p.sha256, p.row if p.usable else None, _content(vars(p))) for _, p in listed)
+        files = ((place, picture.sha256) for place, picture in listed if place)
         with closing(self._open()) as database, database:
-            for place, picture in entries:
-                row = picture.row if picture.usable else None
-                content = json.dumps(vars(picture), ensure_ascii=False)
-                database.execute(f"INSERT OR {known} INTO pictures VALUES (?, ?, ?)", (picture.sha256, row, content))
-                if place:
-                    database.execute("INSERT OR REPLACE INTO files VALUES (?, ?)", (place, picture.sha256))
+            database.executemany(f"INSERT OR {known} INTO pictures VALUES (?, ?, ?)", pictures)
+            database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?)", files)
 
     def of_content(self, sha256: str) -> Picture | None:
         """Return what is known of the picture in files of this content, wherever they lie."""
@@ -185,9 +201,20 @@ def _decoders() -> str:
 
 def place_of(file: Path) -> str:
     """Return a digest of a file's place, size and times, which changes when its content may have; "" without a file."""
+    state = state_of(file)
+    return place_in(file, state) if state else ""
+
+
+def state_of(file: Path) -> tuple[int, ...]:
+    """Return a file's size, times and number on its disk; nothing without a file."""
     try:
         stat = file.stat()
     except OSError:
-        return ""
-    told = (str(file.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+        return ()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+def place_in(file: Path, state: tuple[int, ...]) -> str:
+    """Return what `place_of` does, of a file in a state that is known."""
+    told = (str(file.absolute()), *state)
     return hashlib.sha256(repr(told).encode("utf-8", "surrogateescape")).hexdigest()[:32]

@@ -36,14 +36,14 @@ def cached_batch(manifest: Manifest, cache: ImageCache) -> Pixels:
 
 def _pictures(manifest: Manifest, cache: ImageCache) -> list[Picture]:
     files = [manifest.file(record) for record in manifest]
-    with cache.lock:
+    with cache.lock, cache.shelf.opened() as rows:
         known = cache.known(files)
         row, read, found = cache.next_row(), [], []
         for file, picture in zip(files, known, strict=True):
             if picture is None:
                 place, picture = place_of(file), _known_by_content(file, cache)
                 if picture is None:
-                    picture = read_picture(file, row, cache.shelf)
+                    picture = read_picture(file, row, rows)
                     row += picture.usable
                 if picture.sha256:
                     read.append((place, picture))

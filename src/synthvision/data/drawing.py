@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from synthvision.manifest import EXTERNAL, Manifest, Record
 
 FIXED = ("guide", "external")  # sides that nothing is moved to: a guide has a caption, an external set is as it came
 MOST_TOLD = 20  # leaks in an error message
+SHEET = "leaks.png"
 
 
 @dataclass(frozen=True)
@@ -37,33 +38,53 @@ class Drawing:
             LeakError: something leaks, and the rule is "stop".
             ShortageError: too few images for the counts.
         """
-        manifest, leaks, resolved = self._drawn()
-        by_id = {item.record.image_id: item for item in (*self.guides, *self.pool)}
-        drawn = set(manifest.column("image_id"))
-        for leak in leaks or resolved:
-            gone = "leak" if leaks or leak.second in drawn else "leak dropped"
-            left.append(Left(leak.second, by_id[leak.second].source, gone, f"{leak}; {by_id[leak.first].source}"))
-        stopping = [*self.exact, *leaks] if self.rules.leaks == "stop" else []
-        told = stopping or [*self.exact, *resolved]
-        if told:
-            pixels = cache.pixels()
-            pairs = [(f"{leak.kind} {leak.similarity:.3f}: {leak.sides[0]} / {leak.sides[1]}",
-                      pixels[by_id[leak.first].picture.row],
-                      pixels[by_id.get(leak.second, by_id[leak.first]).picture.row])  # an exact copy has no item
-                     for leak in told]  # fmt: skip
-            write_sheet(out / "leaks.png", pairs)
-        if stopping:
-            raise LeakError(_explained(stopping, out / "leaks.png"))
-        return manifest, told
-
-    def _drawn(self) -> tuple[Manifest, list[Leak], list[Leak]]:
-        """Draw until nothing leaks, or once where leaks shall stop the run.
-
-        Returns:
-            the guides and the drawn images, the leaks that are left, and those that were resolved.
-        """
         dropped: dict[str, Leak] = {}
         moved: dict[str, tuple[str, Leak]] = {}  # image_id -> side
+        try:
+            manifest, leaks = self._drawn(dropped, moved)
+        except ShortageError as error:
+            self._tell(_resolved(dropped, moved), moved.keys() - dropped.keys(), left)
+            self._show([*self.exact, *_resolved(dropped, moved)], out, cache)
+            raise ShortageError(f"{error}{_missed(dropped, moved, out / SHEET)}") from error
+        resolved = _resolved(dropped, moved)
+        self._tell(leaks or resolved, {leak.second for leak in leaks} or set(manifest.column("image_id")), left)
+        stopping = [*self.exact, *leaks] if self.rules.leaks == "stop" else []
+        told = stopping or [*self.exact, *resolved]
+        self._show(told, out, cache)
+        if stopping:
+            raise LeakError(_explained(stopping, out / SHEET))
+        return manifest, told
+
+    def _items(self) -> dict[str, Item]:
+        return {item.record.image_id: item for item in (*self.guides, *self.pool)}
+
+    def _tell(self, leaks: Sequence[Leak], staying: Set[str], left: list[Left]) -> None:
+        """Name the file of each leak's second image, and the one that it is tied to."""
+        by_id = self._items()
+        for leak in leaks:
+            what = "leak" if leak.second in staying else "leak dropped"
+            left.append(Left(leak.second, by_id[leak.second].source, what, f"{leak}; {by_id[leak.first].source}"))
+
+    def _show(self, leaks: Sequence[Leak], out: Path, cache: ImageCache) -> None:
+        """Draw the pairs; a copy of equal pixels has no item of its own."""
+        if leaks:
+            pixels, by_id = cache.pixels(), self._items()
+            pairs = [(f"{leak.kind} {leak.similarity:.3f}: {leak.sides[0]} / {leak.sides[1]}",
+                      pixels[by_id[leak.first].picture.row],
+                      pixels[by_id.get(leak.second, by_id[leak.first]).picture.row])
+                     for leak in leaks]  # fmt: skip
+            write_sheet(out / SHEET, pairs)
+
+    def _drawn(self, dropped: dict[str, Leak], moved: dict[str, tuple[str, Leak]]) -> tuple[Manifest, list[Leak]]:
+        """Draw until nothing leaks, or once where leaks shall stop the run.
+
+        Args:
+            dropped: gets image_id -> leak of the images that are left out.
+            moved: gets image_id -> side and leak of those that are taken to another side.
+
+        Returns:
+            the guides and the drawn images, and the leaks that are left.
+        """
         records = [item.record for item in self.pool]
         groups = {record.image_id: group for group in groups_of(records) for record in group}
         while True:
@@ -78,7 +99,7 @@ class Drawing:
                 manifest = self._with_guides(self._split(sided, kept))
                 leaks = find_leaks(manifest, self.near)
             if not leaks or self.rules.leaks == "stop":
-                return manifest, leaks, [*dropped.values(), *{leak for _, leak in moved.values()}]
+                return manifest, leaks
             for leak in leaks:
                 if self.rules.leaks == "drop" or leak.sides[0] in FIXED or leak.second in moved:
                     dropped[leak.second] = leak
@@ -105,11 +126,29 @@ class Drawing:
         return sum(self.before.get(r.image_id) == r.split != sides.get(r.image_id) for r in manifest)
 
 
+def _resolved(dropped: Mapping[str, Leak], moved: Mapping[str, tuple[str, Leak]]) -> list[Leak]:
+    return [*dropped.values(), *dict.fromkeys(leak for _, leak in moved.values())]
+
+
 def _explained(leaks: Sequence[Leak], sheet: Path) -> str:
-    shown = [str(leak) for leak in leaks[:MOST_TOLD]]
-    more = [f"and {len(leaks) - MOST_TOLD} more"] if len(leaks) > MOST_TOLD else []
     remedy = (
         f"{sheet} shows them. Remove one of each pair, or let dataset.leaks=drop leave the second out, "
         "or dataset.leaks=move take it, with all that belongs to it, to the first one's side"
     )
-    return "\n".join([f"{len(leaks)} leaks:", *shown, *more, remedy])
+    return "\n".join([f"{len(leaks)} leaks:", *_listed(leaks), remedy])
+
+
+def _missed(dropped: Mapping[str, Leak], moved: Mapping[str, tuple[str, Leak]], sheet: Path) -> str:
+    """Return which images a shortage lacks since they would leak; nothing where there are none."""
+    lines = []
+    if dropped:
+        lines += [f"{len(dropped)} were left out as leaks, the second of each pair:", *_listed([*dropped.values()])]
+    if moved:
+        leaks = _resolved({}, moved)
+        lines += [f"{len(leaks)} were moved to the first one's side, with what belongs to them:", *_listed(leaks)]
+    return "\n".join(["", *lines, f"{sheet} shows the pairs"]) if lines else ""
+
+
+def _listed(leaks: Sequence[Leak]) -> list[str]:
+    more = [f"and {len(leaks) - MOST_TOLD} more"] if len(leaks) > MOST_TOLD else []
+    return [*(str(leak) for leak in leaks[:MOST_TOLD]), *more]

@@ -30,15 +30,15 @@ Crop = tuple[float, float, float]  # share of the side that is left, place down 
 WHOLE: Crop = (1.0, 0.0, 0.0)
 LOOKED_FOR: tuple[Crop, ...] = (WHOLE, *((0.95, y, x) for y in (0.0, 1.0) for x in (0.0, 1.0)))
 PLACES = {0.975: 2, 0.95: 3, 0.925: 4, 0.9: 5}  # share that a crop may leave -> places it may have in each direction
-LOW = 6  # frequencies in each direction that describe a picture, without the mean: 35
+LOW, SMALL = 6, 32  # frequencies in each direction that describe a picture, without the mean: 35; and of what side
 SHRINK = 0.05  # share of the mean variance added in each direction: what hardly varies is noise
 POSITIONS = 2  # in which a pair is looked at closely
 PARTNERS = 8  # of a picture that are
 BLANK = 1.0  # length, in grey levels, of what a uniform picture has: it resembles nothing
-COARSE, FINE = 16, 32  # sides of the grids in which a crop is looked for, and a pair confirmed
+COARSE, FINE = 16, 48  # sides of the grids in which a crop is looked for, and a pair confirmed
 BAND = (0.7, 2.0)  # pixels of a grid: finer is noise, coarser is lighting and "a dark blob in the middle"
 WORTH = 0.6  # correlation on the coarse grid from which a pair is worth a closer look
-CORRELATION = 0.9
+CORRELATION = 0.84  # on the fine grid; on a coarser one round cells that are merely alike reach what a crop does
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class _Describer:
 
 
 def _frequencies(pictures: _Pictures, view: int, crop: Crop) -> Floats:
-    down, right = _resampling(crop[0], crop[1], FINE), _resampling(crop[0], crop[2], FINE)
+    down, right = _resampling(crop[0], crop[1], SMALL), _resampling(crop[0], crop[2], SMALL)
     down, right = _cosines() @ down, _cosines() @ right  # (LOW, THUMB): resample, then transform
     parts = []
     for start in range(0, len(pictures), BLOCK):
@@ -166,10 +166,10 @@ def _unit(rows: Floats, least: float = 1e-6) -> Floats:
 
 @cache
 def _cosines() -> Floats:
-    """Return the lowest rows of the orthonormal cosine transform (DCT-II), (LOW, FINE)."""
-    frequency, place = np.arange(LOW)[:, None], np.arange(FINE)[None]
-    scale = np.sqrt(np.where(frequency == 0, 1.0, 2.0) / FINE)
-    rows: Floats = (scale * np.cos(np.pi / FINE * (place + 0.5) * frequency)).astype(np.float32)
+    """Return the lowest rows of the orthonormal cosine transform (DCT-II), (LOW, SMALL)."""
+    frequency, place = np.arange(LOW)[:, None], np.arange(SMALL)[None]
+    scale = np.sqrt(np.where(frequency == 0, 1.0, 2.0) / SMALL)
+    rows: Floats = (scale * np.cos(np.pi / SMALL * (place + 0.5) * frequency)).astype(np.float32)
     return rows
 
 

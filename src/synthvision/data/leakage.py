@@ -14,6 +14,7 @@ SIDES = ("guide", "external", "test", "val", "train")
 Ties = Mapping[tuple[str, str], float]  # two image_ids -> similarity of their pictures
 EXACT = "exact"
 NEAR = "near"
+SIBLINGS = "siblings"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,10 @@ class Leak:
 
     def __str__(self) -> str:
         """Return what a user needs to find the pair."""
-        return f"{self.kind}: {self.first} ({self.sides[0]}) and {self.second} ({self.sides[1]}), {self.similarity:.3f}"
+        how = {EXACT: ", 1.000", NEAR: f", {self.similarity:.3f}", SIBLINGS: ", tied through copies of both"}
+        return (
+            f"{self.kind}: {self.first} ({self.sides[0]}) and {self.second} ({self.sides[1]}){how.get(self.kind, '')}"
+        )
 
 
 class LeakError(ValueError):
@@ -53,7 +57,7 @@ def find_leaks(manifest: Manifest, near: Ties) -> list[Leak]:
     for column in TIES:
         for leak in _shared(on_side, column):
             group = (on_side[leak.first].siblings, frozenset(leak.sides))
-            if column != "siblings" or group not in siblings:
+            if column != SIBLINGS or group not in siblings:
                 leaks.append(leak)
     return sorted(leaks, key=lambda leak: (leak.kind, leak.first, leak.second))
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from synthvision.data.audit import Audit, traits_of
+from synthvision.data.audit import MOST_PAIRS, Audit, traits_of, write_sheet
 from synthvision.data.book import SplitBook
 from synthvision.data.cache import ImageCache, Picture
 from synthvision.data.copies import Item, Left, TwoLabelsError, one_of_each, tied
@@ -17,7 +17,7 @@ from synthvision.data.dicom import BURNED_IN
 from synthvision.data.drawing import Drawing
 from synthvision.data.guide_sets import GuideSets
 from synthvision.data.intake import FolderSource, Found, GuideSource, TableSource
-from synthvision.data.leakage import LeakError
+from synthvision.data.leakage import LeakError, Ties
 from synthvision.data.reading import patient_hash, read_pictures
 from synthvision.data.rules import Rules
 from synthvision.data.splits import PARTS, ShortageError
@@ -28,6 +28,7 @@ Source = FolderSource | TableSource
 ENLARGED = 4  # times; a guide may be enlarged by no more
 GUIDES = "guides"  # the source of guides; the others are numbered
 UNUSABLE = "unusable"
+TESTS = {"test", EXTERNAL}  # sides whose labels nothing is learnt from before they are opened
 
 
 class UnreadableError(ValueError):
@@ -46,11 +47,11 @@ def prepare(
     """Read all files once, write the used pictures as PNG of (size, size), and the Manifest over them.
 
     Writes `images/<image_id>.png`, `masks/<image_id>.png` of those that have one, `manifest.csv` and `quarantine.csv`
-    into `out`, and where leaks are found `leaks.png`. `quarantine.csv` names source files and why each is not used; the
-    manifest carries no name of a file or patient. Pictures with equal pixels count once; near duplicates go to one
-    side; pictures that are guides, or whose patient has one, are not drawn for the splits. All usable pictures of an
-    external test set are in the manifest: split "external", and the set's name in the column `set`. What ties them to
-    another side is a leak. `audit.write_audit` writes what is returned.
+    into `out`, and where there are near duplicates or leaks `near.png` and `leaks.png`. `quarantine.csv` names source
+    files and why each is not used; the manifest carries no name of a file or patient. Pictures with equal pixels count
+    once; near duplicates go to one side; pictures that are guides, or whose patient has one, are not drawn for the
+    splits. All usable pictures of an external test set are in the manifest: split "external", and the set's name in the
+    column `set`. What ties them to another side is a leak. `audit.write_audit` writes what is returned.
 
     Args:
         sources: real images with labels.
@@ -65,7 +66,7 @@ def prepare(
         ValueError: a label is not among the classes, or a guide is unusable.
         UnreadableError: more than `most_unusable` of the sources' files give no picture.
         TwoLabelsError: a picture has two labels and the rule is "stop".
-        ShortageError: too few images for the counts.
+        ShortageError: too few images for the counts; the message says which were left out since they would leak.
         LeakError: the same picture or patient is on two sides; `quarantine.csv` names the files.
     """
     _check(sources, guides, rules, classes)
@@ -106,9 +107,11 @@ def _prepared(
         chosen, resolved = drawing.checked(out, cache, left)
         splits.add(drawing.before, [record for record in chosen if record.split in PARTS])
     by_id = {item.record.image_id: item for item in items}
+    _show_near(out / "near.png", near, by_id, cache)
     manifest = Manifest(tuple(written(chosen, by_id, rules, cache, left)), root)
     manifest.write(out / "manifest.csv")
     what = Counter(each.what for each in left)
+    sides = {**dict.fromkeys(by_id, ""), **{record.image_id: record.split for record in manifest}}
     return Audit(
         manifest=manifest,
         found=len(found),
@@ -126,8 +129,17 @@ def _prepared(
         masks=sum(bool(record.mask) for record in manifest),
         conversions=dict(sorted(Counter(note for item in items for note in item.picture.conversions).items())),
         warnings=(*_warnings(manifest), *enlarged),
-        traits=tuple(traits_of(item) for item in items if item.record.split != EXTERNAL),
+        traits=tuple(traits_of(item) for item in items if not {item.record.split, sides[item.record.image_id]} & TESTS),
     )
+
+
+def _show_near(file: Path, near: Ties, by_id: Mapping[str, Item], cache: ImageCache) -> None:
+    """Draw pairs of near duplicates, the least alike first: they are those to look at."""
+    if near:
+        pixels, rows = cache.pixels(), {image_id: item.picture.row for image_id, item in by_id.items()}
+        pairs = sorted((alike, *pair) for pair, alike in near.items())[:MOST_PAIRS]
+        write_sheet(file, [(f"{alike:.3f} {one} {other}", pixels[rows[one]], pixels[rows[other]])
+                           for alike, one, other in pairs])  # fmt: skip
 
 
 def _check(sources: Sequence[Source], guides: GuideSource | GuideSets, rules: Rules, classes: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from synthvision.data.cache import THUMB, ImageCache, Picture, Shelf, place_of
+from synthvision.data.cache import THUMB, ImageCache, Picture, Rows, Shelf, place_in, state_of
 from synthvision.data.decoding import Pixels, decode_file, read_file
 from synthvision.data.images import averaged, central_square, require_content, resized
 from synthvision.data.unusable import UnusableImage
@@ -71,7 +71,7 @@ def read_pictures(
             first = cache.next_row()
             jobs = [(index, files[index], first + number) for number, index in enumerate(new)]
             pool = _Pool(cache.shelf, min(workers or _cores(), len(new)), seconds)
-            for index, picture in _kept(_shown(pool.read(jobs), len(jobs)), files, cache):
+            for index, picture in _kept(_shown(pool.read(jobs), len(jobs)), cache):
                 pictures[index] = picture
     return [picture for picture in pictures if picture is not None]
 
@@ -91,15 +91,13 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed or 0:.0f}/s")
 
 
-def _kept(
-    results: Iterator[tuple[int, Picture, str]], files: Sequence[Path], cache: ImageCache
-) -> Iterator[tuple[int, Picture]]:
+def _kept(results: Iterator[tuple[int, Picture, str]], cache: ImageCache) -> Iterator[tuple[int, Picture]]:
     """Enter what was read into the cache, every so often and in the end, whatever happens."""
     waiting: list[tuple[str, Picture]] = []
     try:
         for index, picture, place in results:
             if picture.sha256 and picture.reason != CRASHED:
-                waiting.append((place if place == place_of(files[index]) else "", picture))  # changed while it was read
+                waiting.append((place, picture))
             if len(waiting) >= COMMIT:
                 cache.keep(waiting)
                 waiting = []
@@ -196,21 +194,29 @@ def _end_with(sentinel: int) -> None:
 
 
 def _read_chunk(jobs: Sequence[Job], shelf: Shelf, seconds: float) -> list[tuple[int, Picture, str]]:
-    return [(index, *_limited(file, row, shelf, seconds)) for index, file, row in jobs]
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, _interrupt)
+    with shelf.opened() as rows:
+        return [(index, *_placed(file, row, rows, seconds)) for index, file, row in jobs]
 
 
-def _limited(file: Path, row: int, shelf: Shelf, seconds: float) -> tuple[Picture, str]:
+def _placed(file: Path, row: int, rows: Rows, seconds: float) -> tuple[Picture, str]:
+    """Return a file's picture and its place; none where it changed while it was read."""
+    state = state_of(file)
+    picture = _limited(file, row, rows, seconds)
+    return picture, place_in(file, state) if state and state == state_of(file) else ""
+
+
+def _limited(file: Path, row: int, rows: Rows, seconds: float) -> Picture:
     """Read a file within its time: Python is interrupted, and a decoder that cannot be ends with its process."""
-    place = place_of(file)
     if not hasattr(signal, "setitimer"):
-        return read_picture(file, row, shelf), place
-    signal.signal(signal.SIGALRM, _interrupt)
+        return read_picture(file, row, rows)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     signal.setitimer(signal.ITIMER_VIRTUAL, 2 * seconds)  # of computing; nobody handles it, so it ends the process
     try:
-        return read_picture(file, row, shelf), place
+        return read_picture(file, row, rows)
     except _TooLongError:
-        return Picture("", reason=f"took longer than {seconds:g} s to decode"), place
+        return Picture("", reason=f"took longer than {seconds:g} s to decode")
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
@@ -220,7 +226,7 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise _TooLongError
 
 
-def read_picture(file: Path, row: int, shelf: Shelf) -> Picture:
+def read_picture(file: Path, row: int, rows: Rows) -> Picture:
     """Read a file, decode it and write its row."""
     sha256 = ""
     try:
@@ -240,8 +246,8 @@ def read_picture(file: Path, row: int, shelf: Shelf) -> Picture:
         width=pixels.shape[1],
         conversions=decoded.conversions,
         facts=dict(decoded.facts),
-        patient=patient_hash(decoded.patient, shelf.salt),
-        checksum=shelf.write(row, *fit_and_thumbnail(pixels, shelf.size)),
+        patient=patient_hash(decoded.patient, rows.salt),
+        checksum=rows.write(row, *fit_and_thumbnail(pixels, rows.size)),
     )
 
 

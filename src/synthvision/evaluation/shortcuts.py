@@ -49,10 +49,10 @@ def probe_study(known: Manifest, synthetic: Manifest, positive: str, size: int) 
 def probe_intake(traits: Sequence[Trait], pixels: Images, classes: Sequence[str], seed: int) -> tuple[Probe, ...]:
     """Return how well small models tell the classes apart that never look at the disease.
 
-    All usable pictures are asked, those of the test set too: this is about the images, and nothing is trained on it.
+    Nobody asks pictures of a test set: what is said of their labels is said once it is opened.
 
     Args:
-        traits: of the usable pictures.
+        traits: of the usable pictures but those of test sets.
         pixels: of all pictures in the cache, uint8 (rows, S, S, 3), may be memory-mapped.
         classes: of the study. Of more than two each is told from the others, and the strongest of a clue is returned.
         seed: of folds and models, and of the sample of at most MOST pictures.

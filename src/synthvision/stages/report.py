@@ -63,8 +63,8 @@ def run_report(given: Context) -> Result:
 
 
 def _of_intake(prepared: Path) -> list[Probe]:
-    """Return what `prepare` found out about shortcuts in all real images, before any model was trained."""
-    return [replace(probe, name=f"{probe.name} of all real images") for probe in read_probes(prepared / PROBES)]
+    """Return what `prepare` found out about shortcuts in real images but those of the test set, before any training."""
+    return [replace(probe, name=f"{probe.name} of real images") for probe in read_probes(prepared / PROBES)]
 
 
 def _losses(trained: Path | None) -> list[dict[str, float]]:
