@@ -285,7 +285,7 @@ PASSWORD_CODE = """
             raise RuntimeError
 
     sys.modules["synthvision.study"] = SimpleNamespace(Study=Study)
-    sys.modules["synthvision.pipeline"] = SimpleNamespace(run=run)
+    sys.modules["synthvision.pipeline"] = SimpleNamespace(run=run, Swept=None)
     from synthvision.cli import main
     sys.exit(main())
 """

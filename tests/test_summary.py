@@ -91,7 +91,7 @@ def test_a_grid_with_budgets_is_summed_up_on_its_run(store: Store) -> None:
     assert note.startswith("12 jobs.")
     assert note.count("Best of 24 by validation") == 1
     assert "```\nsynthvision classifier.lr=0.001 optimizer=rmsprop\n```" in note
-    assert "| 20 | 0.001 | rmsprop | 1 | 0.005 |" in note
+    assert "| 20 | 0.001 | rmsprop | 0.005 |" in note
     assert "Importance (permutation, n = 24" in note
     matters = note.partition("Importance")[2]
     assert matters.index("lr ") < matters.index("epochs ")
