@@ -60,7 +60,11 @@ def results(root: Path, stage: str) -> Results:
     found: Results = {}
     for run in runs_of(TrackingConfig(str(root)), STUDY):
         if run.stage == stage:
-            key = run.params["optimizer.name"], float(run.params["classifier.lr"]), int(run.params["classifier.epochs"])
+            key = (
+                run.params["classifier.optimizer"],
+                float(run.params["classifier.lr"]),
+                int(run.params["classifier.epochs"]),
+            )
             found[key] = {name: value for name, value in run.metrics.items() if name.startswith("best/")}
     return found
 

@@ -29,7 +29,7 @@ from synthvision.classification.model import ModelConfig, build
 from synthvision.tracking.config import PARENT, TrackingConfig, flatten
 from synthvision.tracking.store import connect, open_store
 
-PAIRS, STEPS, BATCH = 7, 60, 16
+PAIRS, STEPS, BATCH = 5, 40, 16
 TIMES = 5
 
 

@@ -277,7 +277,7 @@ PASSWORD_CODE = """
     class Study:
         study: str
 
-    def run(study, stage, resolved, overrides, tracking):
+    def run(study, stage, resolved, overrides, tracking, *_):
         from synthvision.tracking.store import open_store
         store = open_store(tracking, study.study)
         with store.pipeline_run("p", resolved, str(resolved), {"command": overrides}) as run:
@@ -285,7 +285,7 @@ PASSWORD_CODE = """
             raise RuntimeError
 
     sys.modules["synthvision.study"] = SimpleNamespace(Study=Study)
-    sys.modules["synthvision.pipeline"] = SimpleNamespace(run=run)
+    sys.modules["synthvision.pipeline"] = SimpleNamespace(run=run, Swept=None)
     from synthvision.cli import main
     sys.exit(main())
 """

@@ -78,7 +78,7 @@ def test_a_grid_with_budgets_is_summed_up_on_its_run(store: Store) -> None:
     assert run.info.status == "FINISHED"
     table = tables(sweep.run_id)
     assert len(table) == 24  # nothing of the job that failed
-    assert list(table[0]) == ["optimizer", "epochs", "lr", "best/val/loss", "test/auc", "name", "run_id", "command"]
+    assert list(table[0]) == ["epochs", "lr", "optimizer", "best/val/loss", "test/auc", "name", "run_id", "command"]
     for row in table:
         expected = loss_of(float(row["lr"]), int(row["epochs"]), row["optimizer"])
         assert float(row["best/val/loss"]) == expected
@@ -91,7 +91,7 @@ def test_a_grid_with_budgets_is_summed_up_on_its_run(store: Store) -> None:
     assert note.startswith("12 jobs.")
     assert note.count("Best of 24 by validation") == 1
     assert "```\nsynthvision classifier.lr=0.001 optimizer=rmsprop\n```" in note
-    assert "| rmsprop | 20 | 0.001 | 1 | 0.005 |" in note
+    assert "| 20 | 0.001 | rmsprop | 0.005 |" in note
     assert "Importance (permutation, n = 24" in note
     matters = note.partition("Importance")[2]
     assert matters.index("lr ") < matters.index("epochs ")

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from synthvision import cli
+from synthvision.sweep.composer import Composer
 from synthvision.sweep.search import corners, distribution
 
 FOLDER = cli.ROOT / "sweeps"
@@ -55,10 +57,12 @@ def test_says_how_to_run_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_job_makes_a_study_of_its_own(name: str) -> None:
-    resolved = []
+    resolved, composer = [], Composer(GlobalHydra.instance().config_loader(), sweep(name))
     for overrides in jobs(name):
         config = compose("config", [f"+sweeps={name}", *overrides])
         cli.study_of(config)
+        composed = composer([*overrides, f"+sweeps={name}"])
+        assert all(composed[key] == config[key] for key in config)
         resolved.append(OmegaConf.to_yaml(config, resolve=True))
     assert len(set(resolved)) == len(resolved) > 1
 

@@ -184,6 +184,7 @@ def _open_ui(config: DictConfig) -> None:
     if tracking.server:
         print(f"MLflow UI: {tracking.address} (the server's own)", flush=True)
         return
-    print(f"MLflow UI: http://{config.stage.host}:{config.stage.port} (Ctrl-C ends it)", flush=True)
+    address = f"http://{config.stage.host}:{config.stage.port}/#/experiments?workflowType=machine_learning"
+    print(f"MLflow UI: {address} (Ctrl-C ends it)", flush=True)
     command = tracking.ui_command(config.stage.host, config.stage.port)
     os.execv(command[0], command)  # in our place, so that signals reach the server and nothing of it outlives us

@@ -17,7 +17,7 @@ from synthvision.sweep.composed import make, study_of, text_of
 if TYPE_CHECKING:
     from synthvision.study import Study
 
-Compose = Callable[[list[str]], DictConfig]  # a job's overrides -> its config, with Hydra's own part
+Compose = Callable[[Sequence[str]], DictConfig]  # a job's overrides -> its config, with Hydra's own part
 ASIDE = ("tracking", "debug")  # where results are kept and how errors are shown does not make another job of it
 SHOWN = 40  # characters of a value in a job's name
 
@@ -45,7 +45,7 @@ def plan(
     names = names or _names(of_each)
     for overrides, name in zip(of_each, names, strict=True):
         try:
-            config = compose(list(overrides))
+            config = compose(overrides)
             values = {str(key): resolved(config, str(key)) for key in config if key != "hydra"}
             made.append((overrides, values, _checked(config)))
         except (HydraException, OmegaConfBaseException, ValueError, OSError, KeyError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -103,6 +104,11 @@ class OptunaSweeper(GridSweeper):
         fixed = [f"{key}={each.get_value_element_as_str()}" for key, each in last.items() if key not in space]
         if not space:
             raise ValueError("a search needs keys to choose: hydra.sweeper.params is empty, and no value has a choice")
+        groups = [
+            [f"{key}={each}" for each in drawn.choices] for key, drawn in space.items() if self.compose.is_group(key)
+        ]
+        for choices in product(*groups):
+            self.compose([*choices, *fixed])  # files are read now; what is written into them later changes no trial
         ends = self.plan([[*values, *fixed] for values in corners(space)])
         identity = {"space": {key: str(each) for key, each in space.items()}, "of": ends[0].digest}
         digest = artifact.digest_of([identity, self.goal.metric, self.seed])[:16]

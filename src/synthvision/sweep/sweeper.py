@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from synthvision import artifact
 from synthvision.sweep.book import FAILED, WAITING, Book, Job
 from synthvision.sweep.composed import ReportedError, make, shared_folder, text_of
+from synthvision.sweep.composer import Composer
 from synthvision.sweep.launchers import InProcess, Launcher, check_alone
 from synthvision.sweep.plan import ASIDE, PlanError, plan, resolved
 from synthvision.sweep.progress import Goal, Progress
@@ -80,6 +81,7 @@ class GridSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take what Hydra has for every sweeper."""
         self._context, self._task, self._config = hydra_context, task_function, config
+        self.compose = Composer(hydra_context.config_loader, config)
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the sweep, or what an earlier start has left of it.
@@ -108,12 +110,8 @@ class GridSweeper(Sweeper):
 
     def plan(self, of_each: Sequence[Sequence[str]], names: Sequence[str] | None = None) -> list[Job]:
         """Compose and make jobs; see `plan`."""
-
-        def compose(overrides: list[str]) -> DictConfig:
-            return self._context.config_loader.load_sweep_config(self._config, overrides)
-
         alone = ["hydra.mode=RUN"] if self._file(of_each[0]) else []  # a file in sweeps/ would start a sweep
-        jobs = plan(of_each, compose, [*shared_folder(self._config.hydra), *alone], names)
+        jobs = plan(of_each, self.compose, [*shared_folder(self._config.hydra), *alone], names)
         for job in jobs:
             check_alone(self.engine, _processes(job))
         return jobs

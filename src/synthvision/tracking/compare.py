@@ -215,6 +215,15 @@ def words(found: Comparison) -> list[str]:
     return said
 
 
+def _commands(lines: Sequence[Line]) -> dict[str, list[str]]:
+    """Return the lines' commands, each with the names of what it makes: budgets share one."""
+    commands: dict[str, list[str]] = {}
+    for line in lines:
+        if line.runs[0].command:
+            commands.setdefault(line.runs[0].command, []).append(line.name)
+    return commands
+
+
 def page(found: Comparison, config: TrackingConfig) -> str:
     """Return the comparison as one HTML file that needs no network; its links lead to the UI."""
     from synthvision.tracking import figures
@@ -234,6 +243,7 @@ def page(found: Comparison, config: TrackingConfig) -> str:
         "experiment": found.experiment,
         "ui": config.address,
         "drawn": len(drawn),
+        "commands": _commands(drawn),
         "version": __version__,
         "seeds": any(line.n > 1 for line in found.lines),
     }

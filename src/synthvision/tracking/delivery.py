@@ -180,11 +180,11 @@ class Delivery:
         self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
         inputs = run.inputs.dataset_inputs if run.inputs else []
         images = next((each.dataset for each in inputs if VALIDATED_ON in [tag.value for tag in each.tags]), None)
-        of = (images.name, images.digest) if images else (None, None)
-        named = [name for name in run.data.metrics if name.startswith(VALIDATION)]
-        points = [point for name in named for point in self._client.get_metric_history(run_id, name)]
+        name, digest = (images.name, images.digest) if images else (None, None)
+        named = [metric for metric in run.data.metrics if metric.startswith(VALIDATION)]
+        points = [point for metric in named for point in self._client.get_metric_history(run_id, metric)]
         # The model's page shows them, with the images that they were measured on.
-        measured = [Metric(p.key, p.value, p.timestamp, p.step, model.model_id, *of, run_id) for p in points]
+        measured = [Metric(p.key, p.value, p.timestamp, p.step, model.model_id, name, digest, run_id) for p in points]
         self._client.log_batch(run_id, metrics=measured)
 
     def _id(self, key: str) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pytorch_lightning.loggers.logger import Logger
 
 PARAM_LENGTH = 6_000  # MLflow's limit for a parameter's value
+ALIASES = ("optimizer.",)  # begin keys that others repeat (classifier.optimizer): one column for one choice
 PARAM_BATCH = 100  # MLflow's limit per call
 DIGEST_LENGTH = 36  # MLflow's limit for a data set's digest
 MODEL_NAME = "classifier"
@@ -67,7 +68,8 @@ class Run:
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Log nested values as flat parameters (`classifier.lr`); a longer value is cut at 6,000 characters."""
-        params = [(key, str(value)[:PARAM_LENGTH]) for key, value in flatten(values).items()]
+        flat = {key: value for key, value in flatten(values).items() if not key.startswith(ALIASES)}
+        params = [(key, str(value)[:PARAM_LENGTH]) for key, value in flat.items()]
         for batch in _batches(params, PARAM_BATCH):
             self._log("params", values=dict(batch))
 

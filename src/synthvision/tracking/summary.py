@@ -197,6 +197,10 @@ def _table(rows: Sequence[Row], columns: Mapping[str, Sequence[str]], metric: st
     of = [each for each in configurations(rows, columns) if _finite(each.metric(metric))]
     of = sorted(of, key=lambda each: sign * _mean(each.metric(metric)))[:10]
     names = [name for name in columns if not is_seed(name)]
-    head = [*names, "seeds", metric]
-    body = [[*each.values.values(), str(len(each.rows)), f"{_mean(each.metric(metric)):.4g}"] for each in of]
+    seeds = ["seeds"] if any(len(each.rows) > 1 for each in of) else []
+    head = [*names, *seeds, metric]
+    body = [
+        [*each.values.values(), *(str(len(each.rows)) for _ in seeds), f"{_mean(each.metric(metric)):.4g}"]
+        for each in of
+    ]
     return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *body)] + [""]
