@@ -12,6 +12,7 @@ from test_pipeline import run
 from synthvision.evaluation.ablation import Ablation, Arm, Composition, ablate, images_worth
 from synthvision.evaluation.ablation_page import sentences, write_page
 from synthvision.evaluation.comparison import ArmRuns, Truth
+from synthvision.evaluation.ledger import Ledger
 from synthvision.evaluation.metrics import Floats
 
 N, SEEDS = 240, 5
@@ -116,12 +117,15 @@ def test_the_page_has_every_arm_and_says_what_is_better(found: Ablation, tmp_pat
 
 def test_arms_that_were_run_are_compared_without_opening_a_test_set(tmp_path: Path) -> None:
     ladder = ("arm=real_some", "arm.counts.real=5,10", "classifier.warmup_epochs=0", "classifier.epochs=1")
-    run(tmp_path, "hydra.mode=MULTIRUN", *ladder, "evaluate.reopen=the ladder")
+    run(tmp_path, "hydra.mode=MULTIRUN", *ladder)
     study = tmp_path / "studies" / "phantom"
-    ledgers = {file: file.read_bytes() for file in (study / "ledger").iterdir()}
+    ledgers = {file: file.read_bytes() for file in study.glob("ledger/**/*.jsonl")}
+    (opened,) = study.glob("ledger/*.jsonl")
+    reasons = [opening.reason.partition(" (")[0] for opening in Ledger(study / "ledger").openings(opened.stem)]
+    assert reasons == [f"planned: real_{number} with tiny, seed 0" for number in (5, 10)]
     output = run(tmp_path, "stage=ablation", "evaluate.baseline=real_5")
     assert "By an interval of the accuracy without zero" in output
-    assert {file: file.read_bytes() for file in (study / "ledger").iterdir()} == ledgers
+    assert {file: file.read_bytes() for file in study.glob("ledger/**/*.jsonl")} == ledgers
     content = json.loads(next(study.glob("ablation/*/ablation.json")).read_text())
     assert [(row["arm"], row["made_of"]["real"]) for row in sorted(content["rows"], key=lambda r: r["arm"])] == [
         ("real_10", 10), ("real_5", 5)
