@@ -165,3 +165,14 @@ def test_a_search_refuses_what_it_cannot_draw_or_judge_by(in_process: Path, capf
     }.items():
         assert synthvision(in_process, *search, *arguments) == 1
         assert words in capfd.readouterr().err
+
+
+def test_a_choice_by_test_results_is_refused_before_anything_starts(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rates = ("-m", *SMALL, "stage=pipeline", "classifier.lr=1e-3,1e-4")
+    assert synthvision(tmp_path, *rates) == 1
+    said = capfd.readouterr().err
+    assert "2 jobs would open the test set as real_only with tiny, seed 0, the first two: lr=0.001 and lr=0.0001" in said
+    assert "stage=classify" in said
+    assert not (tmp_path / "studies").exists()
