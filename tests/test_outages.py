@@ -1,6 +1,7 @@
 """What a tracking server that dies, freezes or comes back does to a run: nothing, and no row is lost or doubled."""
 
 import json
+import re
 import shutil
 import signal
 import sqlite3
@@ -222,7 +223,11 @@ def test_a_run_killed_in_an_outage_arrives_and_is_called_killed(
         server.signal(signal.SIGSTOP)
         process.communicate("go\n")
     server.signal(signal.SIGCONT)
-    sync(config)
+    asked = ["tracking=server", f"tracking.server={server.address}", f"tracking.root={config.root}", "stage=sync"]
+    command = [sys.executable, "-m", "synthvision", *asked]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.match(r"sent \d+ entries, 40 of them metric rows, to http://127", done.stdout)
     assert rows(server, study) == [("train/loss", 0.5, 1_000 + step, step) for step in range(40)]
     assert runs(config, study)["classify"].info.status == "KILLED"
 

@@ -177,7 +177,6 @@ class Delivery:
         described.artifact_path = model.artifact_location
         described.save(str(folder / "MLmodel"))
         self._client.log_model_artifacts(model.model_id, str(folder))
-        self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
         inputs = run.inputs.dataset_inputs if run.inputs else []
         images = next((each.dataset for each in inputs if VALIDATED_ON in [tag.value for tag in each.tags]), None)
         name, digest = (images.name, images.digest) if images else (None, None)
@@ -186,6 +185,7 @@ class Delivery:
         # The model's page shows them, with the images that they were measured on.
         measured = [Metric(p.key, p.value, p.timestamp, p.step, model.model_id, name, digest, run_id) for p in points]
         self._client.log_batch(run_id, metrics=measured)
+        self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
     def _id(self, key: str) -> str:
         """Return a run's id in the store; most runs are called by it from the start."""
