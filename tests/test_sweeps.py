@@ -74,8 +74,8 @@ def test_papers_tables() -> None:
     assert list(sweep("hpv_grid").classifier.budgets) == [20, 50, 100, 150, 200]
 
 
-def test_phantom_arms_are_five_arms_of_five_seeds() -> None:
-    assert len(jobs("phantom_arms")) == 25
+def test_phantom_arms_are_eight_arms_of_five_seeds() -> None:
+    assert len(jobs("phantom_arms")) == 40
 
 
 def test_a_value_on_the_command_line_narrows_the_sweep() -> None:
