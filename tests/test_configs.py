@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from synthvision import cli
 from synthvision.cli import OF_THE_STORE
 from synthvision.diffusion.backbone import PACKAGE_WEIGHTS
-from synthvision.pipeline import OPTIONAL, STAGES, USES
+from synthvision.pipeline import ALONE, OPTIONAL, STAGES, USES
 
 CONF = cli.ROOT / "conf"
 OPTIONS = sorted(file.relative_to(CONF).with_suffix("").as_posix() for file in CONF.glob("*/*.yaml"))
@@ -60,7 +60,7 @@ def test_file_says_what_it_is(name: str) -> None:
 
 def test_stages_are_those_of_the_pipeline() -> None:
     names = {composed(f"stage={file.stem}").stage.name: file.stem for file in (CONF / "stage").glob("*.yaml")}
-    assert names == {name: name for name in (*STAGES, *USES, *OPTIONAL, *OF_THE_STORE, "pipeline", "pretrain", "ui")}
+    assert names == {name: name for name in (*STAGES, *USES, *OPTIONAL, *ALONE, *OF_THE_STORE, "pipeline", "ui")}
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if not name.startswith("experiment/")])
