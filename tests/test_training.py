@@ -3,8 +3,9 @@
 import math
 
 import pytest
+import torch
 
-from synthvision.training import lr_factor
+from synthvision.training import lr_factor, warn_if_emulated
 
 
 def test_the_rate_rises_linearly_then_follows_its_schedule():
@@ -18,3 +19,19 @@ def test_the_rate_rises_linearly_then_follows_its_schedule():
 def test_a_schedule_that_is_all_warm_up_ends_at_zero():
     assert lr_factor(4, 4, 4, "cosine") == 1
     assert lr_factor(5, 4, 4, "cosine") == 0
+
+
+@pytest.mark.parametrize(
+    ("has", "precision", "device", "warned"),
+    [
+        ({"avx2": True, "avx512_bf16": False}, "bf16-mixed", "cpu", True),
+        ({"avx2": True, "avx512_bf16": True}, "bf16-mixed", "cpu", False),
+        ({"neon": True, "bf16": True}, "bf16-mixed", "cpu", False),
+        ({"avx2": True, "avx512_bf16": False}, "32-true", "cpu", False),
+        ({"avx2": True, "avx512_bf16": False}, "bf16-mixed", "cuda", False),
+    ],
+)
+def test_bfloat16_on_a_processor_that_lacks_it_is_warned_of(monkeypatch, caplog, has, precision, device, warned):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    warn_if_emulated(precision, torch.device(device))
+    assert ("Set trainer.precision" in caplog.text) == warned

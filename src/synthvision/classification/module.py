@@ -20,7 +20,7 @@ from synthvision.classification.draws import Draw, generator, key
 from synthvision.classification.model import as_input, build, load_weights
 from synthvision.classification.recipe import OPTIMIZERS, PLATEAU, ClassifierConfig
 from synthvision.classification.schedule import class_weights, freeze, mixer, moving_average, optimizer_of
-from synthvision.training import lr_factor
+from synthvision.training import lr_factor, warn_if_emulated
 
 __all__ = ["OPTIMIZERS", "Classifier", "ClassifierConfig"]
 
@@ -64,6 +64,7 @@ class Classifier(LightningModule):
 
     def on_fit_start(self) -> None:
         """Choose the attention that is fast here."""
+        warn_if_emulated(self.config.precision, self.device)
         if self.config.precision == "bf16-mixed" and self.device.type == "cpu":
             # On CPU the fused kernel's backward in bf16 takes five times as long as in fp32; plain products do not.
             for layer in self.model.modules():

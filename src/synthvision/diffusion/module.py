@@ -29,7 +29,7 @@ from synthvision.diffusion.preview import GRID_COLUMNS, sample_grid, spread
 from synthvision.diffusion.recipe import DreamBoothConfig
 from synthvision.diffusion.sampler import derive_seed
 from synthvision.diffusion.sharding import shard, whole_backbone
-from synthvision.training import LAST, is_logged, lr_factor
+from synthvision.training import LAST, is_logged, lr_factor, warn_if_emulated
 
 GUIDES, CLASSES, NOISE, OFFSET, VALID = 11, 12, 13, 16, 17  # draw keys
 CLIP_NORM = 1.0
@@ -147,6 +147,7 @@ class DreamBooth(Sendable):
 
     def on_fit_start(self) -> None:
         """Bring the schedule and the cached latents to where the model is."""
+        warn_if_emulated(self.config.precision, self.device)
         self.backbone.to(self.device)
         self.alphas_cumprod = self.alphas_cumprod.to(self.device)
         self.guides = self.guides.to(self.device)
