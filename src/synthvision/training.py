@@ -37,7 +37,7 @@ def best_device() -> torch.device:
 def warn_if_emulated(precision: str, device: torch.device) -> None:
     """Log a warning where bfloat16 is asked of a processor without instructions for it.
 
-    There it is right but emulated: the tiny ViT then trained twelve times as slowly as in single precision, on an EPYC with AVX2.
+    There it is emulated: on an EPYC with AVX2 the tiny ViT then trained twelve times as slowly as in single precision.
     """
     # torch 2.14 has this function, our lower bound may not: then nothing is known, and nothing said.
     features: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
