@@ -124,7 +124,7 @@ def fill(config: TrackingConfig, runs: int) -> None:
     with store.sweep_run("sweep", "digest", {}) as (sweep, _):
         client = connect(config)
         for number in range(runs):
-            own = {**params, "classifier.lr": f"{10 ** -rng.integers(2, 5):g}", "seed": str(number)}
+            own = {**params, "classifier.lr": f"{10.0 ** -rng.integers(2, 5):g}", "seed": str(number)}
             made = client.create_run(store.experiment_id, run_name=f"job {number}", tags={PARENT: sweep.run_id})
             names = [f"test/{name}{end}" for name in ("accuracy", "auc") for end in ("", "_low", "_high")]
             metrics = [Metric(name, float(rng.random()), 0, 0) for name in (*names, "best/val/loss", "best/val/auroc")]

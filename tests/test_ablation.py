@@ -116,19 +116,19 @@ def test_the_page_has_every_arm_and_says_what_is_better(found: Ablation, tmp_pat
 
 
 def test_arms_that_were_run_are_compared_without_opening_a_test_set(tmp_path: Path) -> None:
-    ladder = ("arm=real_some", "arm.counts.real=5,10", "classifier.warmup_epochs=0", "classifier.epochs=1")
-    run(tmp_path, "hydra.mode=MULTIRUN", *ladder)
+    tables = 'hydra.sweeper.tables=[{arm: real_some, arm.counts.real: "2,5"}, {arm: real_only}]'
+    run(tmp_path, "hydra.mode=MULTIRUN", tables, "classifier.warmup_epochs=0", "classifier.epochs=1")
     study = tmp_path / "studies" / "phantom"
     ledgers = {file: file.read_bytes() for file in study.glob("ledger/**/*.jsonl")}
     (opened,) = study.glob("ledger/*.jsonl")
     reasons = [opening.reason.partition(" (")[0] for opening in Ledger(study / "ledger").openings(opened.stem)]
-    assert reasons == [f"planned: real_{number} with tiny, seed 0" for number in (5, 10)]
+    assert reasons == [f"planned: real_{name} with tiny, seed 0" for name in (2, 5, "only")]
     output = run(tmp_path, "stage=ablation", "evaluate.baseline=real_5")
     assert "By an interval of the accuracy without zero" in output
     assert {file: file.read_bytes() for file in study.glob("ledger/**/*.jsonl")} == ledgers
     content = json.loads(next(study.glob("ablation/*/ablation.json")).read_text())
     assert [(row["arm"], row["made_of"]["real"]) for row in sorted(content["rows"], key=lambda r: r["arm"])] == [
-        ("real_10", 10), ("real_5", 5)
+        ("real_2", 2), ("real_5", 5), ("real_only", 10)
     ]  # fmt: skip
     reports = {(r := json.loads(f.read_text()))["arm"]: r for f in study.glob("report/*/report.json")}
     for row in content["rows"]:

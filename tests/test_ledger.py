@@ -90,14 +90,32 @@ def test_a_plan_from_before_the_first_opening_is_a_reason_once_for_each_of_its_r
             ledger.open(TEST_SET, other, "run", planned=run)
 
 
-def test_a_plan_from_after_the_first_opening_is_no_reason(ledger, monkeypatch):
-    times = iter(f"2026-01-01T00:00:0{second}+00:00" for second in range(9))
-    monkeypatch.setattr("synthvision.evaluation.ledger._now", lambda: next(times))
+def test_a_plan_from_after_the_first_opening_is_no_reason(ledger):
     ledger.open(TEST_SET, "e1", "run")
-    ledger.register(["a"])
+    ledger.register(["a"])  # within the same second
     with pytest.raises(LedgerError, match="opened once"):
         ledger.open(TEST_SET, "e2", "run", planned="a")
     assert ledger.open("cd" * 32, "e2", "run", planned="a").reason.startswith("planned: a (")
+
+
+def test_a_run_with_a_reason_of_its_own_uses_its_plan_up(ledger):
+    ledger.register(["a"])
+    (plan,) = ledger.plans()
+    opening = ledger.open(TEST_SET, "e1", "run", "labels were corrected", planned="a")
+    assert opening.reason == f"planned: a (plan 1, {plan.hash[:12]}); labels were corrected"
+    with pytest.raises(LedgerError, match="opened once"):
+        ledger.open(TEST_SET, "e2", "run", planned="a")
+
+
+def test_what_would_be_refused_is_refused_before_the_work(ledger):
+    ledger.check(TEST_SET, None, "anything")  # nothing was opened yet
+    ledger.register(["a"])
+    ledger.open(TEST_SET, "ea", "run", planned="a")
+    ledger.check(TEST_SET, None, "a")  # perhaps the same evaluation again
+    ledger.check(TEST_SET, "a reason", "b")
+    with pytest.raises(LedgerError, match=r"opened once.*evaluate\.reopen"):
+        ledger.check(TEST_SET, None, "b")
+    assert len(ledger.openings(TEST_SET)) == 1
 
 
 def test_a_changed_plan_is_found(ledger):

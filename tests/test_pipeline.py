@@ -202,11 +202,13 @@ def test_ctrl_c_leaves_a_killed_run_and_a_nonzero_exit_code(tmp_path: Path) -> N
 
 def test_opening_the_test_set_again_needs_a_reason_that_the_report_shows(study: Path) -> None:
     second = ("seed=1", "dataset.phantom.seed=0", "arm=real_only")  # another seed of training, the same test images
+    trained = set((study / "studies" / "phantom" / "classify").glob("*/weights"))
     process = start(study, *second)
     output, _ = process.communicate(timeout=500)
     assert process.returncode == 1
     assert "evaluate.reopen" in output
     assert "Traceback" not in output
+    assert set((study / "studies" / "phantom" / "classify").glob("*/weights")) == trained  # refused before the work
     run(study, *second, "evaluate.reopen=a second arm is compared")
     report = json.loads((folder_of(study, "report") / "report.json").read_text())
     assert [opening["reason"] for opening in report["openings"]] == ["", "a second arm is compared"]

@@ -30,11 +30,14 @@ def sweep(name: str) -> DictConfig:
 
 def jobs(name: str) -> list[list[str]]:
     """Return each job's overrides, as Hydra's own sweeper makes them; of a search those at the ends of its ranges."""
-    params = [f"{key}={value}" for key, value in sweep(name).hydra.sweeper.params.items()]
-    parsed = OverridesParser.create().parse_overrides(params)
-    if sweep(name).hydra.sweeper._target_.endswith("OptunaSweeper"):
-        return corners({each.key_or_group: distribution(each) for each in parsed})
-    return [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+    sweeper = sweep(name).hydra.sweeper
+    found = []
+    for table in sweeper.get("tables") or [{}]:
+        parsed = OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in {**sweeper.params, **table}.items()])
+        if sweeper._target_.endswith("OptunaSweeper"):
+            return corners({each.key_or_group: distribution(each) for each in parsed})
+        found += [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+    return found
 
 
 def test_there_are_sweeps() -> None:
@@ -74,8 +77,14 @@ def test_papers_tables() -> None:
     assert list(sweep("hpv_grid").classifier.budgets) == [20, 50, 100, 150, 200]
 
 
-def test_phantom_arms_are_eight_arms_of_five_seeds() -> None:
+def test_the_phantoms_ablation_is_seventeen_arms_of_five_seeds() -> None:
     assert len(jobs("phantom_arms")) == 40
+    arms: dict[str, list[int]] = {}
+    for job in jobs("phantom_ablation"):
+        config = compose("config", ["+sweeps=phantom_ablation", *job])
+        arms.setdefault(config.arm.name, []).append(config.seed)
+    assert len(arms) == 17
+    assert all(sorted(seeds) == [10, 11, 12, 13, 14] for seeds in arms.values())
 
 
 def test_a_value_on_the_command_line_narrows_the_sweep() -> None:

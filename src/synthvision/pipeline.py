@@ -29,8 +29,8 @@ from synthvision.stages.classify import read_validation, run_classify
 from synthvision.stages.context import Context, Result, Waiting
 from synthvision.stages.counterparts import run_counterparts
 from synthvision.stages.dreambooth import run_dreambooth, weights_digest
-from synthvision.stages.evaluate import read_headline, run_evaluate
-from synthvision.stages.external import run_external
+from synthvision.stages.evaluate import check_may_open, read_headline, run_evaluate
+from synthvision.stages.external import check_may_open_external, run_external
 from synthvision.stages.generate import run_generate
 from synthvision.stages.predict import input_digest, run_export, run_predict
 from synthvision.stages.prepare import draw_phantoms, run_prepare, source_digest
@@ -60,6 +60,7 @@ class Stage:
     code: tuple[str, ...]  # the folders and modules that do the work: newer code does not reuse an older one's result
     of_synthetic: bool = False  # only arms with synthetic images need it
     ready: Callable[[Study, Mapping[str, Path]], None] = lambda *_: None  # raises Waiting where people must act first
+    allowed: Callable[[Study, Path], None] = lambda *_: None  # refuses before others' work, from what prepare left
     device: bool = True  # the kind of device is part of what the result depends on
     part: Callable[[Study], str | None] = lambda _: None  # "0/4": do this part of the work only, and do not finish
 
@@ -161,7 +162,11 @@ STAGES: Mapping[str, Stage] = {
     ),
     "classify": Stage(("prepare", "review", "counterparts"), _classify_config, run_classify, _CLASSIFICATION),
     "evaluate": Stage(
-        ("prepare", "review", "classify"), _evaluate_config, run_evaluate, (*_CLASSIFICATION, "evaluation")
+        ("prepare", "review", "classify"),
+        _evaluate_config,
+        run_evaluate,
+        (*_CLASSIFICATION, "evaluation"),
+        allowed=check_may_open,
     ),
     "report": Stage(
         ("prepare", "dreambooth", "generate", "review", "classify", "evaluate", "external"),
@@ -180,7 +185,13 @@ OPTIONAL: Mapping[str, Stage] = {  # part of a study only where its config or th
         ("prepare", "dreambooth"), _counterparts_config, run_counterparts, _DIFFUSION, of_synthetic=True
     ),
     "superres": Stage(("prepare",), _superres_config, run_superres, _DIFFUSION, of_synthetic=True),
-    "external": Stage(("prepare", "classify"), _external_config, run_external, (*_CLASSIFICATION, "evaluation")),
+    "external": Stage(
+        ("prepare", "classify"),
+        _external_config,
+        run_external,
+        (*_CLASSIFICATION, "evaluation"),
+        allowed=check_may_open_external,
+    ),
 }
 ABLATION = Stage((), ablation_inputs, run_ablation, ("predictions.py", "evaluation"), device=False)
 PRETRAIN = Stage((), _of("pretrain"), run_pretrain, (*_DIFFUSION, *_CLASSIFICATION))
@@ -281,15 +292,21 @@ def inputs_digest(study: Study, stage: str) -> str:
     New images are read and decoded here, once. Phantoms are drawn from their config: they are no input.
     """
     table = _table(study, stage)
-    needed = set(table) if stage == "pipeline" else {stage}
-    while more := {name for each in needed for name in table[each].reads if name in table} - needed:
-        needed |= more
+    needed = set(table) if stage == "pipeline" else _needed(table, stage)
     drawn = {"prepare"} if study.dataset.phantom else set()
     found = {}
     for name in sorted(needed - drawn - {"report"}):
         config = table[name].config(study)
         found[name] = {key: config[key] for key in FILES if key in config}
     return artifact.digest_of(found)
+
+
+def _needed(table: Mapping[str, Stage], stage: str) -> set[str]:
+    """Return a stage and all that it needs."""
+    needed = {stage}
+    while more := {name for each in needed for name in table[each].reads if name in table} - needed:
+        needed |= more
+    return needed
 
 
 def _table(study: Study, stage: str) -> Mapping[str, Stage]:
@@ -332,6 +349,7 @@ class _Runner:
         self.study, self.store, self.table, self.resolved, self.overrides = study, store, table, resolved, overrides
         self.done: dict[str, Path] = {}
         self.records: dict[str, artifact.StageRecord] = {}
+        self.needed: set[str] = set()
         self.tags = {"backbone": study.backbone.name, "arm": study.arm.name, "seed": study.seed}
         self.config_text = yaml.safe_dump(dict(resolved))
         self.console = Console(stderr=True)
@@ -343,6 +361,7 @@ class _Runner:
 
     def make_or_wait(self, name: str, session: Session | None) -> str:
         """Make a stage and all before it as far as that goes without people; return what it waits for, or nothing."""
+        self.needed = _needed(self.table, name)
         reading = session if isinstance(self.study.review, PhysicianPolicy) else None
         try:
             if reading:
@@ -387,12 +406,19 @@ class _Runner:
                 self._part(stage, folder, name, part)
                 return
             if record is None:
+                self._check_ahead(name)
                 self.console.rule(f"{name} {fingerprint}", align="left")
                 planned = artifact.StageRecord(name, fingerprint, depends, inputs, "", "", __version__, 0.0)
                 record = self._work(stage, folder, planned)
             else:
                 self.console.print(f"{name} {fingerprint}: finished before, reused")
         self.done[name], self.records[name] = folder, record
+
+    def _check_ahead(self, name: str) -> None:
+        """Refuse now, before this stage's work, what a later one of this run would refuse."""
+        for later in self.needed - {name} - set(self.done):
+            if "prepare" in self.done:
+                self.table[later].allowed(self.study, self.done["prepare"])
 
     def _part(self, stage: Stage, folder: Path, name: str, part: str) -> None:
         """Do a part of a stage's work; a run without a part takes up what all have left, and finishes."""

@@ -48,6 +48,7 @@ class Plan:
 
     number: int  # from 1
     runs: tuple[str, ...]  # the arm, backbone and seed of each, in words
+    opened: tuple[str, ...]  # digests of the test sets that had been opened before: for them it comes too late
     who: str
     when: str  # UTC, to the second
     previous: str
@@ -75,7 +76,9 @@ class Ledger:
             before = self.plans()
             if wanted in [plan.runs for plan in before]:
                 return
-            entry = Plan(len(before) + 1, wanted, who or _user(), _now(), before[-1].hash if before else "", hash="")
+            opened = tuple(sorted(file.stem for file in self.folder.glob("*.jsonl")))
+            previous = before[-1].hash if before else ""
+            entry = Plan(len(before) + 1, wanted, opened, who or _user(), _now(), previous, hash="")
             _write_chain(self._plans, (*before, replace(entry, hash=_hash(entry))))
 
     def plans(self) -> tuple[Plan, ...]:
@@ -84,7 +87,8 @@ class Ledger:
         Raises:
             LedgerError: a line was changed, removed or reordered.
         """
-        return tuple(replace(plan, runs=tuple(plan.runs)) for plan in _read_chain(self._plans, Plan))
+        read = _read_chain(self._plans, Plan)
+        return tuple(replace(plan, runs=tuple(plan.runs), opened=tuple(plan.opened)) for plan in read)
 
     @property
     def _plans(self) -> Path:
@@ -109,8 +113,8 @@ class Ledger:
             run: tracking run, or empty.
             reason: why a test set is opened again (the setting `evaluate.reopen`).
             who: by default the name this process runs under.
-            planned: the run as a plan names it. Where one from before the first opening has it, that is reason enough,
-                once.
+            planned: the run as a plan names it. A plan from before the first opening is reason enough, once for each of
+                its runs.
 
         Raises:
             LedgerError: the test set was opened before and no reason is given, or the ledger was tampered with.
@@ -121,20 +125,35 @@ class Ledger:
             for opening in before:
                 if opening.evaluated == evaluated:
                     return opening
-            why = (reason or "").strip() or self._as_planned(before, planned)
+            why = self._reason(test_set, before, reason, planned)
             if before and not why:
                 raise LedgerError(_refusal(before))
             opening = _opening(before, test_set, evaluated, run, why, who or _user())
             _write_chain(self.file(test_set), (*before, opening))
         return opening
 
-    def _as_planned(self, before: tuple[Opening, ...], planned: str) -> str:
-        """Return the reason that a plan gives, or none: it must be older than the first opening, and serves once."""
-        for plan in self.plans():
-            if planned in plan.runs and (not before or plan.when <= before[0].when):
-                reason = f"planned: {planned} (plan {plan.number}, {plan.hash[:12]})"
-                return "" if reason in [opening.reason for opening in before] else reason
-        return ""
+    def check(self, test_set: str, reason: str | None, planned: str) -> None:
+        """Refuse what `open` would refuse, before the work that leads to it.
+
+        A run that a plan has already let in passes: it may be the same evaluation once more.
+
+        Raises:
+            LedgerError: the test set was opened before, no reason is given and no plan has the run.
+        """
+        before = self.openings(test_set)
+        if before and not (self._reason(test_set, before, reason, planned) or self._plan_of(test_set, planned)):
+            raise LedgerError(_refusal(before))
+
+    def _reason(self, test_set: str, before: tuple[Opening, ...], given: str | None, planned: str) -> str:
+        """Return why a test set is opened: as planned, and what was given; empty where there is neither."""
+        plan = self._plan_of(test_set, planned)
+        used = any(opening.reason.startswith(f"planned: {planned} (") for opening in before)
+        by_plan = f"planned: {planned} (plan {plan.number}, {plan.hash[:12]})" if plan and not used else ""
+        return "; ".join(filter(None, [by_plan, (given or "").strip()]))
+
+    def _plan_of(self, test_set: str, planned: str) -> Plan | None:
+        """Return the first plan that has a run and is older than the test set's first opening."""
+        return next((p for p in self.plans() if planned in p.runs and test_set not in p.opened), None)
 
     def openings(self, test_set: str) -> tuple[Opening, ...]:
         """Return all openings of a test set in order, after checking the chain.

@@ -18,7 +18,8 @@ from synthvision.evaluation.probes import Probe
 from synthvision.evaluation.shortcuts import probe_metrics, probe_study, read_probes, write_probes
 from synthvision.manifest import Manifest
 from synthvision.predictions import Predictions
-from synthvision.stages.context import WEIGHTS, Context, Result
+from synthvision.stages.context import MANIFEST, WEIGHTS, Context, Result
+from synthvision.study import Study
 
 LEDGER = "ledger"  # folder in a study's
 
@@ -50,9 +51,24 @@ def run_evaluate(given: Context) -> Result:
 def open_test_set(given: Context, test: Manifest) -> Opening:
     """Enter the opening into the ledger before any test label is read."""
     study = given.study
-    planned = planned_run(study.arm.name, study.backbone.name, study.seed)
-    ledger = Ledger(study.folder / LEDGER)
-    return ledger.open(identity_of(test), given.out.name, given.run_id, study.evaluate.reopen, planned=planned)
+    return Ledger(study.folder / LEDGER).open(
+        identity_of(test), given.out.name, given.run_id, study.evaluate.reopen, planned=planned_as(study)
+    )
+
+
+def check_may_open(study: Study, prepared: Path) -> None:
+    """Refuse before the training what `open_test_set` would refuse after it.
+
+    Raises:
+        LedgerError: the test set was opened before, and neither a reason nor a plan lets this run in.
+    """
+    test = Manifest.read(prepared / MANIFEST, study.folder).where(split="test")
+    Ledger(study.folder / LEDGER).check(identity_of(test), study.evaluate.reopen, planned_as(study))
+
+
+def planned_as(study: Study) -> str:
+    """Return a run's name in the plans of its study."""
+    return planned_run(study.arm.name, study.backbone.name, study.seed)
 
 
 def planned_run(arm: str, backbone: str, seed: int) -> str:

@@ -12,8 +12,9 @@ from synthvision.evaluation.ledger import Ledger
 from synthvision.evaluation.report_input import ExternalTest
 from synthvision.manifest import EXTERNAL, Manifest
 from synthvision.predictions import Predictions
-from synthvision.stages.context import WEIGHTS, Context, Result
-from synthvision.stages.evaluate import evaluated, identity_of, metric_rows
+from synthvision.stages.context import MANIFEST, WEIGHTS, Context, Result
+from synthvision.stages.evaluate import LEDGER, evaluated, identity_of, metric_rows, planned_as
+from synthvision.study import Study
 
 PREDICTIONS = "predictions.csv"
 
@@ -21,11 +22,13 @@ PREDICTIONS = "predictions.csv"
 def run_external(given: Context) -> Result:
     """Open the sets that `evaluate.external` names and predict on them."""
     study, weights = given.study, given.before["classify"] / WEIGHTS
-    sets = external_sets(given)  # all are checked before one is opened
+    sets = external_sets(study, given.before["prepare"])  # all are checked before one is opened
     model = load_classifier(weights)
     metrics: dict[str, float] = {}
     for name, test in sets.items():
-        _ledger(given).open(identity_of(test), _evaluation(given, name), given.run_id, study.evaluate.reopen)
+        _ledger(study).open(
+            identity_of(test), _evaluation(given, name), given.run_id, study.evaluate.reopen, planned=planned_as(study)
+        )
         predictions = model.predict(test, study.classifier.batch_size)
         predictions.write(given.out / name / PREDICTIONS)
         result = evaluated(given, predictions, test)
@@ -37,13 +40,24 @@ def run_external(given: Context) -> Result:
     return Result(metrics, [given.out / name for name in sets], inputs)
 
 
-def external_sets(given: Context) -> dict[str, Manifest]:
+def check_may_open_external(study: Study, prepared: Path) -> None:
+    """Refuse before the training what would be refused after it.
+
+    Raises:
+        ValueError: as of `external_sets`.
+        LedgerError: a set was opened before, and neither a reason nor a plan lets this run in.
+    """
+    for test in external_sets(study, prepared).values():
+        _ledger(study).check(identity_of(test), study.evaluate.reopen, planned_as(study))
+
+
+def external_sets(study: Study, prepared: Path) -> dict[str, Manifest]:
     """Return the sets that `evaluate.external` names.
 
     Raises:
         ValueError: none is named, there is none of a name, or one lacks a class.
     """
-    study, there = given.study, given.manifest("prepare").where(split=EXTERNAL)
+    there = Manifest.read(prepared / MANIFEST, study.folder).where(split=EXTERNAL)
     known = sorted(set(there.column("set")))
     if not study.evaluate.external:
         raise ValueError(f"evaluate.external must name one or more external test sets of {known}; it names none")
@@ -64,14 +78,14 @@ def read_external(given: Context, folder: Path) -> list[ExternalTest]:
         ExternalTest(
             name,
             evaluated(given, Predictions.read(folder / name / PREDICTIONS), test),
-            _ledger(given).openings(identity_of(test)),
+            _ledger(given.study).openings(identity_of(test)),
         )
-        for name, test in external_sets(given).items()
+        for name, test in external_sets(given.study, given.before["prepare"]).items()
     ]
 
 
-def _ledger(given: Context) -> Ledger:
-    return Ledger(given.study.folder / "ledger")
+def _ledger(study: Study) -> Ledger:
+    return Ledger(study.folder / LEDGER)
 
 
 def _evaluation(given: Context, name: str) -> str:

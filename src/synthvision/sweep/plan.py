@@ -115,7 +115,8 @@ def _names(of_each: Sequence[Sequence[str]]) -> list[str]:
     varied = [key for key in _keys(of_each) if len({_value(overrides, key) for overrides in of_each}) > 1]
     short = {key: key.rsplit(".", 1)[-1] for key in varied}
     labels = {key: name if list(short.values()).count(name) == 1 else key for key, name in short.items()}
-    named = [" ".join(f"{labels[key]}={_value(overrides, key)[:SHOWN]}" for key in varied) for overrides in of_each]
+    given = [{key: value[:SHOWN] for key in varied if (value := _value(overrides, key))} for overrides in of_each]
+    named = [" ".join(f"{labels[key]}={value}" for key, value in each.items()) for each in given]
     return [name or "the only job" for name in named]
 
 

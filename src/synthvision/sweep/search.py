@@ -17,8 +17,9 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from synthvision import artifact
 from synthvision.sweep.book import DONE, PRUNED, Job
 from synthvision.sweep.composed import Pruned
+from synthvision.sweep.plan import PlanError
 from synthvision.sweep.progress import Goal
-from synthvision.sweep.sweeper import GridSweeper, Started
+from synthvision.sweep.sweeper import GridSweeper, Started, opens_test_set
 
 if TYPE_CHECKING:
     import optuna
@@ -110,6 +111,11 @@ class OptunaSweeper(GridSweeper):
         for choices in product(*groups):
             self.compose([*choices, *fixed])  # files are read now; what is written into them later changes no trial
         ends = self.plan([[*values, *fixed] for values in corners(space)])
+        if any(opens_test_set(job) for job in ends):
+            raise PlanError(
+                f"nothing was started: stage={ends[0].config['stage']['name']} opens the test set, and a search chooses by "
+                "its trials; set stage=classify, which says what validation does"
+            )
         identity = {"space": {key: str(each) for key, each in space.items()}, "of": ends[0].digest}
         digest = artifact.digest_of([identity, self.goal.metric, self.seed])[:16]
         with self.start(arguments, digest, ends[0].config["study"], self.trials) as started:

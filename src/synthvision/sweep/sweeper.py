@@ -32,7 +32,7 @@ from synthvision.sweep.worker import Work
 if TYPE_CHECKING:
     from synthvision.tracking.store import Store
 
-OPENING = ("pipeline", "evaluate", "report")  # stages that open a test set
+OPENING = ("pipeline", "evaluate", "external", "report")  # stages that open a test set
 LAUNCHERS = "synthvision.sweep.launchers."
 
 
@@ -72,11 +72,19 @@ class GridSweeper(Sweeper):
         metric: of validation; what "best so far" is judged by.
         greatest: whether more of it is better.
         params: key -> values with commas between them.
+        tables: several grids in one sweep, each as `params`, which all of them share. One plan in the ledger has all
+            their openings of a test set, so it is older than the first of them.
     """
 
-    def __init__(self, metric: str, greatest: bool, params: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        metric: str,
+        greatest: bool,
+        params: Mapping[str, str] | None = None,
+        tables: Sequence[Mapping[str, str]] | None = None,
+    ) -> None:
         self.goal = Goal(metric, greatest)
-        self.params = dict(params or {})
+        self.params, self.tables = dict(params or {}), list(tables or [{}])
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take what Hydra has for every sweeper."""
@@ -97,16 +105,17 @@ class GridSweeper(Sweeper):
             raise ReportedError from error
 
     def _sweep(self, arguments: list[str]) -> None:
-        params = [f"{key}={value}" for key, value in self.params.items()]
-        overrides = OverridesParser.create(config_loader=self._context.config_loader).parse_overrides(
-            params + arguments
-        )
-        each = [list(job) for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
-        jobs = self.plan(each)
+        jobs = self.plan([job for table in self.tables for job in self._grid({**self.params, **table}, arguments)])
         digest = artifact.digest_of(sorted(job.digest for job in jobs))[:16]
         register_openings(jobs)
         with self.start(arguments, digest, jobs[0].config["study"], len(jobs)) as started:
             started.run(jobs)
+
+    def _grid(self, params: Mapping[str, str], arguments: Sequence[str]) -> list[list[str]]:
+        """Return the overrides of each job of a grid; the command line narrows it."""
+        given = [*(f"{key}={value}" for key, value in params.items()), *arguments]
+        overrides = OverridesParser.create(config_loader=self._context.config_loader).parse_overrides(given)
+        return [list(job) for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
 
     def plan(self, of_each: Sequence[Sequence[str]], names: Sequence[str] | None = None) -> list[Job]:
         """Compose and make jobs; see `plan`."""
@@ -188,6 +197,11 @@ class GridSweeper(Sweeper):
         return next((each.partition("=")[2] for each in arguments if each.startswith(("+sweeps=", "sweeps="))), "")
 
 
+def opens_test_set(job: Job) -> bool:
+    """Tell whether a job asks for what a test set says."""
+    return job.config["stage"]["name"] in OPENING
+
+
 def register_openings(jobs: Sequence[Job]) -> None:
     """Write into the ledger which runs will open test sets, before the first of them does.
 
@@ -200,7 +214,7 @@ def register_openings(jobs: Sequence[Job]) -> None:
     named: dict[str, list[Job]] = {}
     for job in jobs:
         config = job.config
-        if config["stage"]["name"] in OPENING:
+        if opens_test_set(job):
             run = planned_run(config["arm"]["name"], config["backbone"]["name"], config["seed"])
             named.setdefault(run, []).append(job)
     for run, same in named.items():
