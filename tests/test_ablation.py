@@ -14,6 +14,7 @@ from synthvision.evaluation.ablation_page import sentences, write_page
 from synthvision.evaluation.comparison import ArmRuns, Truth
 from synthvision.evaluation.ledger import Ledger
 from synthvision.evaluation.metrics import Floats
+from synthvision.stages.ablation import newest_reports, shared
 
 N, SEEDS = 240, 5
 POSITIVE = np.arange(N) < N // 2
@@ -39,7 +40,12 @@ def found() -> Ablation:
     arms["hopeless"] = Arm(Composition(0, 0, 500), runs(0.1, 3))
     arms["perfect"] = Arm(Composition(0, 10, 500), runs(4.0, 4))
     for ratio, shift in {0.4: 0.8, 2: 1.1, 4: 1.5, 20: 1.5}.items():
-        arms[f"mixed_{ratio}"] = Arm(Composition(25, 0, round(25 * ratio)), runs(shift, 100 + round(10 * ratio)))
+        arms[f"mixed_{ratio}"] = Arm(Composition(25, 0, round(25 * ratio), ratio), runs(shift, 100 + round(10 * ratio)))
+    for n in (10, 50):
+        arms[f"real_{n}_synthetic"] = Arm(Composition(n, 0, 500), runs(GROWTH[100], 200 + n))
+    # As many images of each origin as an arm of a curve, and much better: results do not say which arms make a curve.
+    arms["real_x"] = Arm(Composition(10, 0, 0), runs(4.0, 5))
+    arms["real_x_synthetic"] = Arm(Composition(25, 0, 500), runs(4.0, 6))
     return ablate(arms, "guides_only", TRUTHS, range(SEEDS), draws=200)
 
 
@@ -89,7 +95,10 @@ def test_a_planted_worth_lies_in_its_interval(found: Ablation) -> None:
 def test_curves_and_saturation_are_of_the_arms_that_were_run(found: Ablation) -> None:
     assert [point.x for point in found.real_alone] == list(GROWTH)
     assert [point.x for point in found.ratios] == [0.4, 2, 4, 20]
-    assert [(point.x, point.arm) for point in found.real_and_synthetic] == [(25, "mixed_20")]
+    assert found.real_alone[0].arm == "real_10"
+    beside = [(point.x, point.arm) for point in found.real_and_synthetic]
+    assert beside == [(10, "real_10_synthetic"), (25, "real_x_synthetic"), (50, "real_50_synthetic")]
+    assert [point.arm for point in found.ratios] == [f"mixed_{ratio}" for ratio in (0.4, 2, 4, 20)]
     assert found.saturation is not None
     assert (found.saturation.real, found.saturation.ratio, found.saturation.greatest) == (25, 4, 20)
     assert found.saturation.left.low < 0 < found.saturation.left.high
@@ -104,8 +113,9 @@ def test_the_page_has_every_arm_and_says_what_is_better(found: Ablation, tmp_pat
     assert all(row.arm in page for row in found.rows)
     assert "late was left out: it was not run with seed 3" in page
     assert "<svg" in page
-    better = {each.arm for each in found.differences if each.accuracy.low > 0}
-    assert {"real_100", "real_500", "synthetic_only", "perfect"} <= better
+    better = sentences(found)[0].partition("better than guides_only: ")[2].partition(";")[0].split(", ")
+    assert {"real_100", "real_500", "synthetic_only", "perfect"} <= set(better)
+    assert set(better) == {d.arm for d in found.differences if d.p_adjusted < 0.05 and d.accuracy.value > 0}
     assert "hopeless" not in better
     with (tmp_path / "arms.csv").open() as file:
         rows = {row["arm"]: row for row in csv.DictReader(file)}
@@ -117,20 +127,51 @@ def test_the_page_has_every_arm_and_says_what_is_better(found: Ablation, tmp_pat
 
 def test_arms_that_were_run_are_compared_without_opening_a_test_set(tmp_path: Path) -> None:
     tables = 'hydra.sweeper.tables=[{arm: real_some, arm.counts.real: "2,5"}, {arm: real_only}]'
-    run(tmp_path, "hydra.mode=MULTIRUN", tables, "classifier.warmup_epochs=0", "classifier.epochs=1")
+    short = ("classifier.warmup_epochs=0", "classifier.epochs=1", "evaluate.cases=0")
+    run(tmp_path, "hydra.mode=MULTIRUN", tables, *short)
     study = tmp_path / "studies" / "phantom"
     ledgers = {file: file.read_bytes() for file in study.glob("ledger/**/*.jsonl")}
     (opened,) = study.glob("ledger/*.jsonl")
     reasons = [opening.reason.partition(" (")[0] for opening in Ledger(study / "ledger").openings(opened.stem)]
     assert reasons == [f"planned: real_{name} with tiny, seed 0" for name in (2, 5, "only")]
     output = run(tmp_path, "stage=ablation", "evaluate.baseline=real_5")
-    assert "By an interval of the accuracy without zero" in output
+    assert "By p < 0.05 after Holm's correction" in output
     assert {file: file.read_bytes() for file in study.glob("ledger/**/*.jsonl")} == ledgers
     content = json.loads(next(study.glob("ablation/*/ablation.json")).read_text())
     assert [(row["arm"], row["made_of"]["real"]) for row in sorted(content["rows"], key=lambda r: r["arm"])] == [
         ("real_2", 2), ("real_5", 5), ("real_only", 10)
     ]  # fmt: skip
+    assert {row["made_of"]["opened"] for row in content["rows"]} == {"as planned"}
+    assert {row["arm"]: row["made_of"]["shown"] for row in content["rows"]} == {
+        "real_2": 1000, "real_5": 1000, "real_only": 40
+    }  # fmt: skip
     reports = {(r := json.loads(f.read_text()))["arm"]: r for f in study.glob("report/*/report.json")}
     for row in content["rows"]:
         assert row["accuracy"]["value"] == reports[row["arm"]]["evaluation"]["estimates"]["accuracy"]["value"]
     assert content["worth"] == []
+
+
+def report(study: Path, arm: str, seed: int, backbone: str = "tiny") -> None:
+    folder = study / "report" / f"{arm}-{seed}-{backbone}"
+    folder.mkdir(parents=True)
+    content = {"arm": arm, "backbone": backbone, "seeds": {"seed": seed}}
+    (folder / "report.json").write_text(json.dumps(content))
+
+
+def test_seeds_are_those_that_most_arms_share(tmp_path: Path) -> None:
+    of_arm = {"guides_only": (0, 10, 11), "real_only": (10, 11), "synthetic_only": (10, 11), "late": (10,)}
+    for arm, seeds in of_arm.items():
+        for seed in seeds:
+            report(tmp_path, arm, seed)
+    kept, left_out = shared(newest_reports(tmp_path), "guides_only")
+    assert sorted(kept) == ["guides_only", "real_only", "synthetic_only"]
+    assert {tuple(sorted(each)) for each in kept.values()} == {(10, 11)}
+    assert left_out == {"late": [11]}
+    with pytest.raises(ValueError, match=r"one of \['guides_only', 'late'.*it is 'mixed'.*arm=mixed"):
+        shared(newest_reports(tmp_path), "mixed")
+
+
+def test_an_arm_on_two_backbones_is_two_arms_and_the_others_keep_their_names(tmp_path: Path) -> None:
+    for arm, backbone in (("guides_only", "sd15"), ("synthetic_only", "sd15"), ("synthetic_only", "sdxl")):
+        report(tmp_path, arm, 1, backbone)
+    assert set(newest_reports(tmp_path)) == {"guides_only", "synthetic_only (sd15)", "synthetic_only (sdxl)"}

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_1samp
 
 from synthvision.evaluation.comparison import (
     ArmRuns,
@@ -13,6 +13,7 @@ from synthvision.evaluation.comparison import (
     delong_paired,
     differences,
     mcnemar_p,
+    mean_over_seeds,
     smallest_difference,
 )
 from synthvision.evaluation.intervals import delong
@@ -107,24 +108,43 @@ def test_equal_arms_are_called_different_about_one_time_in_twenty():
     assert called <= 8
 
 
-def test_seeds_with_patients_of_their_own_tell_more_than_seeds_that_share_them():
-    """The standard error is that of all images where each seed has its own, and no less than one set's where not."""
+OWN = [Truth(TRUTH, tuple(f"{seed} {n}" for n in range(N))) for seed in range(5)]
+SHARED = [Truth(TRUTH, tuple(str(n) for n in range(N)))] * 5
+
+
+def test_seeds_with_patients_of_their_own_are_tested_by_students_t():
     rng = np.random.default_rng(7)
-    hard = rng.random((3, N))  # each image is hard for the baseline alone, or easy for both
-    shared = [np.broadcast_to(TRUTH ^ (hard[0] < 0.2), (3, N)), np.broadcast_to(TRUTH, (3, N))]
-    own = [TRUTH ^ (hard < 0.2), np.broadcast_to(TRUTH, (3, N))]
-    widths = []
-    for called, patients in ((shared, [range(N)] * 3), (own, [range(s * N, (s + 1) * N) for s in range(3)])):
-        truths = [Truth(TRUTH, tuple(str(n) for n in each)) for each in patients]
-        arms = {name: ArmRuns(list(c), list(c * 1.0)) for name, c in zip("ab", called, strict=True)}
-        found = differences(arms, "a", truths, 4000)[0].accuracy
-        widths.append((found.high - found.low) / 2 / 1.959964)
-        assert found.n == len({n for each in patients for n in each})
-    share = (hard < 0.2).mean(1)
-    assert widths[0] == pytest.approx(math.sqrt(share[0] * (1 - share[0]) / N), rel=0.06)
-    within = (share * (1 - share)).mean() / N / 3
-    between = share.var() / 3
-    assert math.sqrt(within) < widths[1] < math.sqrt(3 * within + between)
+    arms = {name: arm(rng, shift, 5) for name, shift in (("a", 0.6), ("b", 0.8))}
+    found = differences(arms, "a", OWN, 50)[0]
+    change = [(np.stack(runs.called) == TRUTH).mean(1) for runs in (arms["b"], arms["a"])]
+    expected = ttest_1samp(change[0] - change[1], 0)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert (found.accuracy.low, found.accuracy.high) == pytest.approx(tuple(expected.confidence_interval()))
+    assert found.accuracy.n == 5 * N
+
+
+def test_seeds_that_share_their_patients_tell_no_more_than_these_do():
+    """Training that makes no difference leaves the standard error of one test set, however many seeds there are."""
+    hard = np.random.default_rng(7).random(N) < 0.2
+    arms = {"a": ArmRuns([TRUTH ^ hard] * 5, [np.zeros(N)] * 5), "b": ArmRuns([TRUTH] * 5, [np.zeros(N)] * 5)}
+    found = differences(arms, "a", SHARED, 4000)[0].accuracy
+    share = hard.mean()
+    assert (found.high - found.low) / 2 / 1.96 == pytest.approx(math.sqrt(share * (1 - share) / N), rel=0.06)
+    assert found.n == N
+
+
+@pytest.mark.parametrize("truths", [OWN, SHARED], ids=["patients of their own", "patients shared"])
+@pytest.mark.parametrize("training", [0.0, 1.0, 4.0])
+def test_equal_arms_of_five_seeds_are_called_different_one_time_in_twenty(truths, training):
+    """Whether chance is in the training or in the patients, whose standard error for one seed is 1."""
+    rng, repeats = np.random.default_rng(11), 1000
+    called = 0
+    for _ in range(repeats):
+        patients = rng.normal(size=1 if truths is SHARED else 5)
+        change = patients + training * rng.normal(size=5)
+        anew = rng.normal(size=(200, len(patients)))  # what a bootstrap of these patients draws
+        called += mean_over_seeds(change, change + anew, truths)[1] < 0.05
+    assert 0.03 < called / repeats < 0.07
 
 
 def test_the_smallest_difference_is_shown_four_times_in_five():

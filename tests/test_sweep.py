@@ -161,7 +161,10 @@ def test_a_search_refuses_what_it_cannot_draw_or_judge_by(in_process: Path, capf
     for arguments, words in {
         ("seed=3",): "a search needs keys to choose",
         ("classifier.lr=interval(-1.0, 1.0)",): "classifier.lr must be above 0; it is -1.0",
-        ("classifier.lr=1e-3,1e-4", "stage=pipeline"): "stage=pipeline opens the test set, and a search chooses",
+        (
+            "classifier.lr=1e-3,1e-4",
+            "stage=pipeline",
+        ): "stage=pipeline opens the test set, by which a search must not choose",
         ("classifier.lr=1e-3,1e-4", "hydra.sweeper.metric=test/auc"): "hydra.sweeper.metric must be one of validation",
     }.items():
         assert synthvision(in_process, *search, *arguments) == 1

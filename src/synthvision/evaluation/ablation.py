@@ -1,7 +1,8 @@
 """What an ablation says: each arm with its intervals and beside a baseline, curves over numbers of images, and worth.
 
-Every figure is a mean over seeds; every interval is drawn over patients and seeds together, the same for all arms, so
-that differences, curves and what is read off them are paired.
+Every figure is a mean over seeds. Differences are tested as `comparison` says. Intervals of arms and of what is read
+off curves are drawn over patients and seeds together, the same for all arms. Which arms make a curve follows from what
+they were trained on, never from how they did.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from synthvision.evaluation.comparison import (
     ArmRuns,
     Difference,
     Truth,
+    by_seed,
     differences,
     draw_patients,
-    drawn_measures,
+    draw_seeds,
     people,
 )
 from synthvision.evaluation.intervals import LEVEL, Estimate, bootstrap
@@ -36,6 +38,10 @@ class Composition:
     real: int
     guides: int
     synthetic: int
+    ratio: float | None = None  # synthetic images for each other one, where the arm is made by one
+    shown: int = 0  # images of all classes in all epochs of its training
+    settings: str = ""  # of training, where they are unlike most arms'
+    opened: str = ""  # how it came to open its test sets
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,8 @@ class Point:
 class Saturation:
     """From which ratio on more synthetic images do not help.
 
-    `ratio` is the least that no greater one beats by an interval without zero; where it is the greatest that was run,
-    saturation was not reached.
+    `ratio` is the least that no greater one beats by an interval without zero, each by itself; where it is the greatest
+    that was run, saturation was not reached.
     """
 
     real: int  # images, the same at all ratios
@@ -129,23 +135,25 @@ def ablate(
     """
     found = differences({name: arm.runs for name, arm in arms.items()}, baseline, truths, draws)
     weights = draw_patients(truths, draws)
-    measured = {name: drawn_measures(arm.runs, truths, None) for name, arm in arms.items()}
-    drawn = {name: drawn_measures(arm.runs, truths, weights) for name, arm in arms.items()}
+    measured = {name: {m: float(each.mean()) for m, each in by_seed(arm.runs, truths, None).items()}
+                for name, arm in arms.items()}  # fmt: skip
+    drawn = {name: {m: draw_seeds(each) for m, each in by_seed(arm.runs, truths, weights).items()}
+             for name, arm in arms.items()}  # fmt: skip
     rows = [
         Row(name, arm.made_of, **{
-            measure: bootstrap(float(measured[name][measure][0]), drawn[name][measure], people(truths))
+            measure: bootstrap(measured[name][measure], drawn[name][measure], people(truths))
             for measure in ("accuracy", "sensitivity", "specificity", "auc")
         })
         for name, arm in arms.items()
     ]  # fmt: skip
     rows.sort(key=lambda row: (-row.accuracy.value, row.arm))
-    accuracy = {name: (float(measured[name]["accuracy"][0]), drawn[name]["accuracy"]) for name in arms}
-    alone = _points([row for row in rows if _is_real(row) and not row.made_of.synthetic])
-    mixed = [row for row in rows if _is_real(row) and row.made_of.synthetic]
-    ratios = _ratios(mixed)
+    accuracy = {name: (measured[name]["accuracy"], drawn[name]["accuracy"]) for name in arms}
+    alone = _over_real([row for row in rows if _is_real(row) and not row.made_of.synthetic])
+    beside = _over_real([row for row in rows if _is_real(row) and row.made_of.synthetic and row.made_of.ratio is None])
+    real, ratios = _ladder([row for row in rows if _is_real(row) and row.made_of.ratio is not None])
     return Ablation(
-        baseline, tuple(seeds), people(truths), tuple(rows), found, alone, _points(_richest(mixed)), ratios,
-        _saturation(ratios, mixed, accuracy), _worths(rows, alone, accuracy),
+        baseline, tuple(seeds), people(truths), tuple(rows), found, alone, beside, ratios,
+        _saturation(real, ratios, accuracy), _worths(rows, alone, accuracy),
     )  # fmt: skip
 
 
@@ -153,35 +161,28 @@ def _is_real(row: Row) -> bool:
     return row.made_of.real > 0 and not row.made_of.guides
 
 
-def _points(rows: Sequence[Row]) -> tuple[Point, ...]:
-    points = {row.made_of.real: Point(float(row.made_of.real), row.arm, row.accuracy) for row in reversed(rows)}
+def _over_real(rows: Sequence[Row]) -> tuple[Point, ...]:
+    """Return a curve over the number of real images; of two arms with the same number the first by name is on it."""
+    by_name = sorted(rows, key=lambda row: row.arm, reverse=True)
+    points = {row.made_of.real: Point(float(row.made_of.real), row.arm, row.accuracy) for row in by_name}
     return tuple(points[x] for x in sorted(points))
 
 
-def _richest(rows: Sequence[Row]) -> list[Row]:
-    """Return of each number of real images the arm with the most synthetic ones."""
-    return [max((r for r in rows if r.made_of.real == n), key=lambda row: row.made_of.synthetic)
-            for n in sorted({row.made_of.real for row in rows})]  # fmt: skip
-
-
-def _ratios(rows: Sequence[Row]) -> tuple[Point, ...]:
-    """Return the ladder of ratios of the number of real images that has most rungs."""
-    ladders: dict[int, dict[float, Point]] = {}
+def _ladder(rows: Sequence[Row]) -> tuple[int, tuple[Point, ...]]:
+    """Return the number of real images that was run with most ratios, and these; no points where there are too few."""
+    ladders: dict[int, list[Point]] = {}
     for row in rows:
-        ratio = row.made_of.synthetic / row.made_of.real
-        ladders.setdefault(row.made_of.real, {})[ratio] = Point(ratio, row.arm, row.accuracy)
+        assert row.made_of.ratio is not None
+        ladders.setdefault(row.made_of.real, []).append(Point(row.made_of.ratio, row.arm, row.accuracy))
     if not ladders:
-        return ()
-    longest = ladders[max(ladders, key=lambda real: (len(ladders[real]), -real))]
-    return tuple(longest[ratio] for ratio in sorted(longest)) if len(longest) >= CURVE else ()
+        return 0, ()
+    real = max(ladders, key=lambda number: (len(ladders[number]), -number))
+    return real, tuple(sorted(ladders[real], key=lambda point: point.x)) if len(ladders[real]) >= CURVE else ()
 
 
-def _saturation(
-    ratios: Sequence[Point], rows: Sequence[Row], accuracy: Mapping[str, tuple[float, Floats]]
-) -> Saturation | None:
+def _saturation(real: int, ratios: Sequence[Point], accuracy: Mapping[str, tuple[float, Floats]]) -> Saturation | None:
     if not ratios:
         return None
-    real = next(row.made_of.real for row in rows if row.arm == ratios[0].arm)
     for place, point in enumerate(ratios):
         value, drawn = accuracy[point.arm]
         above = [bootstrap(accuracy[p.arm][0] - value, accuracy[p.arm][1] - drawn, 0) for p in ratios[place + 1 :]]

@@ -15,7 +15,7 @@ from synthvision.artifact import write_text
 from synthvision.evaluation import figures, words
 from synthvision.evaluation.ablation import Ablation, Worth
 from synthvision.evaluation.figures_ablation import figures_of_ablation
-from synthvision.evaluation.intervals import Estimate
+from synthvision.evaluation.intervals import LEVEL, Estimate
 from synthvision.evaluation.report import environment
 
 TITLES = {
@@ -47,12 +47,12 @@ def sentences(found: Ablation) -> list[str]:
 
 
 def _beside(found: Ablation) -> str:
-    better = [d.arm for d in found.differences if d.accuracy.low > 0]
-    worse = [d.arm for d in found.differences if d.accuracy.high < 0]
-    alike = [d.arm for d in found.differences if d.arm not in (*better, *worse)]
+    sure = [d for d in found.differences if d.p_adjusted < 1 - LEVEL]
+    better, worse = [d.arm for d in sure if d.accuracy.value > 0], [d.arm for d in sure if d.accuracy.value < 0]
+    alike = [d.arm for d in found.differences if d not in sure]
     parts = {f"better than {found.baseline}": better, "worse": worse, "neither can be said of": alike}
     said = "; ".join(f"{words}: {', '.join(arms)}" for words, arms in parts.items() if arms)
-    return f"By an interval of the accuracy without zero, {said or 'there is nothing to compare'}."
+    return f"By p < {1 - LEVEL:.2g} after Holm's correction, {said or 'there is nothing to compare'}."
 
 
 def _worth(worth: Worth) -> str:
@@ -76,8 +76,8 @@ def _saturated(found: Ablation) -> list[str]:
     if at.ratio == at.greatest:
         return [f"With {at.real} real images no saturation was seen up to {at.greatest:g} synthetic ones for each."]
     return [
-        f"With {at.real} real images, more than {at.ratio:g} synthetic ones for each do not help by an interval "
-        f"without zero: the best ratio above differs by {_points(at.left)}."
+        f"With {at.real} real images, no greater ratio than {at.ratio:g} synthetic ones for each is better by an "
+        f"interval without zero: the best of them differs by {_points(at.left)}, which is what cannot be excluded."
     ]
 
 
@@ -94,10 +94,22 @@ def _points(estimate: Estimate) -> str:
 
 def _arms(found: Ablation) -> str:
     measures = ("accuracy", "sensitivity", "specificity", "auc")
-    head = ["arm", "real", "guides", "synthetic", *(f"{m}{end}" for m in measures for end in ("", "_low", "_high"))]
+    head = [
+        "arm",
+        "real",
+        "guides",
+        "synthetic",
+        "shown",
+        "settings",
+        "opened",
+        *(f"{m}{end}" for m in measures for end in ("", "_low", "_high")),
+    ]
     rows = []
     for row in found.rows:
-        cells: list[object] = [row.arm, row.made_of.real, row.made_of.guides, row.made_of.synthetic]
+        made = row.made_of
+        cells: list[object] = [
+            row.arm, made.real, made.guides, made.synthetic, made.shown, made.settings, made.opened
+        ]  # fmt: skip
         for measure in measures:
             estimate: Estimate = getattr(row, measure)
             cells += [f"{value:.6g}" for value in (estimate.value, estimate.low, estimate.high)]

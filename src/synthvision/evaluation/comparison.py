@@ -1,4 +1,10 @@
-"""Is one arm better than another? Paired by image and patient, over all seeds, corrected for many comparisons."""
+"""Is one arm better than another? Paired by seed and patient, corrected for many comparisons.
+
+Several seeds: an arm's difference varies from seed to seed, by training and, where each seed has test patients of its
+own, by these; Student's t over the seeds has both in it. Where seeds share their test patients, these are the same
+draw in every seed, and what the bootstrap of patients says of the mean is added (Satterthwaite's degrees of freedom).
+One seed: the bootstrap of patients alone, which says nothing of another training.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +15,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import norm, rankdata
+from scipy.stats import t as student
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from synthvision.evaluation.intervals import Estimate, Z, bootstrap, patient_draws
+from synthvision.evaluation.intervals import LEVEL, Estimate, Z, bootstrap, patient_draws
 from synthvision.evaluation.metrics import Flags, Floats, roc_auc
 
 POWER = 0.8
@@ -57,17 +64,20 @@ class Difference:
     sensitivity: Estimate
     specificity: Estimate
     auc: Estimate
-    p: float  # of the accuracy's difference, by the bootstrap, two-sided
+    p: float  # of the accuracy's difference, two-sided, by what its interval is by
     p_adjusted: float  # by Holm, over all arms compared
     mcnemar: tuple[float, ...]  # exact p of each seed, by image
     delong: tuple[float, ...]  # p of each seed's AUC, by image
     detectable: float  # the smallest difference of accuracy that so many images show with a probability of POWER
 
 
+BySeed = Mapping[str, Floats]  # measure -> (draws, seeds)
+
+
 def differences(
     arms: Mapping[str, ArmRuns], baseline: str, truths: Sequence[Truth], draws: int, seed: int = 0
 ) -> tuple[Difference, ...]:
-    """Return every arm against `baseline`; seeds and patients are drawn anew together, the same for all arms.
+    """Return every arm against `baseline`.
 
     Args:
         arms: each with one run per seed, in the order of `truths`.
@@ -87,18 +97,21 @@ def differences(
             has = [len(called) for called in runs.called]
             raise ValueError(f"arm {name} has {has} test images, by seed; there are {images}")
     weights = draw_patients(truths, draws, seed)
-    drawn = {name: drawn_measures(runs, truths, weights) for name, runs in arms.items()}
-    points = {name: drawn_measures(runs, truths, None) for name, runs in arms.items()}
-    found = []
-    for name in (each for each in arms if each != baseline):
-        changes = {m: drawn[name][m] - drawn[baseline][m] for m in drawn[name]}
-        estimates = {m: bootstrap(float(points[name][m][0] - points[baseline][m][0]), change, people(truths))
-                     for m, change in changes.items()}  # fmt: skip
-        found.append(_difference(name, estimates, changes["accuracy"], arms[name], arms[baseline], truths))
+    points = {name: by_seed(runs, truths, None) for name, runs in arms.items()}
+    drawn = {name: by_seed(runs, truths, weights) for name, runs in arms.items()}
+    found = [
+        _difference(name, _minus(points[name], points[baseline]), _minus(drawn[name], drawn[baseline]), arms[name],
+                    arms[baseline], truths)
+        for name in arms if name != baseline
+    ]  # fmt: skip
     if not found:
         return ()
     adjusted = multipletests([each.p for each in found], method="holm")[1]
     return tuple(replace(each, p_adjusted=float(p)) for each, p in zip(found, adjusted, strict=True))
+
+
+def _minus(one: BySeed, other: BySeed) -> BySeed:
+    return {measure: values - other[measure] for measure, values in one.items()}
 
 
 def draw_patients(truths: Sequence[Truth], draws: int, seed: int = 0) -> list[Floats]:
@@ -113,13 +126,9 @@ def people(truths: Sequence[Truth]) -> int:
 
 
 def _difference(
-    name: str,
-    estimates: dict[str, Estimate],
-    change: Floats,
-    runs: ArmRuns,
-    base: ArmRuns,
-    truths: Sequence[Truth],
+    name: str, points: BySeed, drawn: BySeed, runs: ArmRuns, base: ArmRuns, truths: Sequence[Truth]
 ) -> Difference:
+    tested = {measure: mean_over_seeds(points[measure][0], drawn[measure], truths) for measure in points}
     tests, areas, discordant = [], [], []
     for seed, truth in enumerate(truths):
         one, other = runs.called[seed], base.called[seed]
@@ -127,30 +136,55 @@ def _difference(
         areas.append(delong_paired(truth.positive, runs.score[seed], base.score[seed])[1])
         discordant.append(float((one != other).mean()))
     images = sum(len(patients) for patients in {truth.patients for truth in truths})
-    p = bootstrap_p(change)
+    p = tested["accuracy"][1]
     return Difference(
-        arm=name, **estimates, p=p, p_adjusted=p, mcnemar=tuple(tests), delong=tuple(areas),
-        detectable=smallest_difference(images, float(np.mean(discordant))),
+        arm=name, **{measure: estimate for measure, (estimate, _) in tested.items()}, p=p, p_adjusted=p,
+        mcnemar=tuple(tests), delong=tuple(areas), detectable=smallest_difference(images, float(np.mean(discordant))),
     )  # fmt: skip
 
 
-def drawn_measures(runs: ArmRuns, truths: Sequence[Truth], weights: Sequence[Floats] | None) -> dict[str, Floats]:
-    """Return accuracy, sensitivity, specificity and AUC, means over seeds, under drawn patients and drawn seeds.
+def mean_over_seeds(change: Floats, drawn: Floats, truths: Sequence[Truth]) -> tuple[Estimate, float]:
+    """Return the mean of a difference over seeds with its interval, and the two-sided p of none.
+
+    Args:
+        change: of each seed, (seeds,).
+        drawn: the same with patients drawn anew, (draws, seeds).
+        truths: of each seed.
+    """
+    value, seeds, patients = float(change.mean()), len(change), people(truths)
+    training = float(change.var(ddof=1)) / seeds if seeds > 1 else 0.0
+    of_patients = drawn.mean(1)
+    shared = len({truth.patients for truth in truths}) < seeds
+    common = float(np.nanvar(of_patients)) if shared else 0.0
+    variance = training + common
+    if seeds == 1 or variance == 0 or not math.isfinite(variance):
+        return bootstrap(value, of_patients, patients), bootstrap_p(of_patients)
+    freedom = variance**2 / (training**2 / (seeds - 1) + common**2 / max(1, patients - 1))
+    error = math.sqrt(variance)
+    half = float(student.ppf((1 + LEVEL) / 2, freedom)) * error
+    interval = Estimate(value, value - half, value + half, patients, f"Student's t over {seeds} seeds")
+    return interval, 2 * float(student.sf(abs(value) / error, freedom))
+
+
+def by_seed(runs: ArmRuns, truths: Sequence[Truth], weights: Sequence[Floats] | None) -> BySeed:
+    """Return accuracy, sensitivity, specificity and AUC of each seed under drawn patients.
 
     Args:
         runs: of one arm.
         truths: of each seed.
-        weights: of each seed, (draws, N); None for the point estimates, (1,) each.
+        weights: of each seed, (draws, N); None for the point estimates, one row.
     """
     given = [np.ones((1, len(truth.positive))) for truth in truths] if weights is None else weights
-    seeds, draws = len(truths), len(given[0])
-    # All arms draw their seeds alike: a seed of one stands beside the same seed of another.
-    chosen = np.random.default_rng(0).integers(seeds, size=(draws, seeds)) if weights else np.arange(seeds)[None]
-    by_seed = [_measures(*each) for each in zip(runs.called, runs.score, truths, given, strict=True)]
-    return {
-        name: np.take_along_axis(np.stack([each[name] for each in by_seed], axis=1), chosen, axis=1).mean(1)
-        for name in by_seed[0]
-    }
+    each_seed = [_measures(*each) for each in zip(runs.called, runs.score, truths, given, strict=True)]
+    return {name: np.stack([each[name] for each in each_seed], axis=1) for name in each_seed[0]}
+
+
+def draw_seeds(drawn: Floats) -> Floats:
+    """Return means over seeds that are drawn anew in each draw, alike for all arms: (draws, seeds) -> (draws,)."""
+    draws, seeds = drawn.shape
+    chosen = np.random.default_rng(0).integers(seeds, size=(draws, seeds))
+    mean: Floats = np.take_along_axis(drawn, chosen, axis=1).mean(1)
+    return mean
 
 
 def _measures(called: Flags, score: Floats, truth: Truth, weights: Floats) -> dict[str, Floats]:

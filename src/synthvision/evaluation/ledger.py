@@ -12,7 +12,7 @@ from __future__ import annotations
 import getpass
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -162,6 +162,15 @@ class Ledger:
             LedgerError: a line was changed, removed or reordered.
         """
         return _read_chain(self.file(test_set), Opening)
+
+    def of(self, evaluated: Collection[str]) -> tuple[Opening, ...]:
+        """Return the openings of any test set by these evaluations.
+
+        Raises:
+            LedgerError: a line was changed, removed or reordered.
+        """
+        everything = [self.openings(file.stem) for file in sorted(self.folder.glob("*.jsonl"))]
+        return tuple(opening for openings in everything for opening in openings if opening.evaluated in evaluated)
 
     def file(self, test_set: str) -> Path:
         """Return where a test set's ledger lies."""

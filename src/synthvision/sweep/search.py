@@ -113,8 +113,8 @@ class OptunaSweeper(GridSweeper):
         ends = self.plan([[*values, *fixed] for values in corners(space)])
         if any(opens_test_set(job) for job in ends):
             raise PlanError(
-                f"nothing was started: stage={ends[0].config['stage']['name']} opens the test set, and a search chooses by "
-                "its trials; set stage=classify, which says what validation does"
+                f"nothing was started: stage={ends[0].config['stage']['name']} opens the test set, by which a search "
+                "must not choose; set stage=classify, which says what validation does"
             )
         identity = {"space": {key: str(each) for key, each in space.items()}, "of": ends[0].digest}
         digest = artifact.digest_of([identity, self.goal.metric, self.seed])[:16]
