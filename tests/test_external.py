@@ -17,8 +17,8 @@ from synthvision.evaluation.ledger import Ledger, LedgerError
 from synthvision.manifest import EXTERNAL, Manifest
 from synthvision.predictions import Predictions
 from synthvision.stages.context import Context
-from synthvision.stages.evaluate import identity_of
-from synthvision.stages.external import external_sets, read_external, run_external
+from synthvision.stages.evaluate import identity_of, planned_as
+from synthvision.stages.external import check_may_open_external, external_sets, read_external, run_external
 
 CONFIG = ModelConfig("vit_tiny_patch16_224", 16, patch_size=8, embed_dim=16, depth=1, heads=2)
 CLASSES = ("lesion", "normal")
@@ -83,6 +83,16 @@ def test_a_second_set_is_no_new_opening_of_the_first_and_another_classifier_is(g
     assert openings(given, "ward_b") == ["", "a second arm"]
 
 
+def test_a_plan_lets_its_runs_in_and_another_is_refused_before_it_trains(given: Context) -> None:
+    planned = planned_as(given.study)
+    Ledger(given.study.folder / "ledger").register([planned])
+    run_external(given)
+    assert openings(given, "ward_b")[0].startswith(f"planned: {planned} (")
+    check_may_open_external(given.study, given.before["prepare"])  # the same again
+    with pytest.raises(LedgerError, match="opened once"):
+        check_may_open_external(replace(given.study, seed=given.study.seed + 1), given.before["prepare"])
+
+
 def test_what_cannot_be_opened_is_named_and_nothing_is_opened(given: Context) -> None:
     for names, message in (
         ((), r"evaluate\.external must name one or more external test sets of \['ward_b', 'ward_c', 'ward_d'\]"),
@@ -92,6 +102,6 @@ def test_what_cannot_be_opened_is_named_and_nothing_is_opened(given: Context) ->
         with pytest.raises(ValueError, match=message):
             run_external(naming(given, *names))
     assert openings(given, "ward_b") == []
-    assert set(external_sets(given)) == {"ward_b"}
+    assert set(external_sets(given.study, given.before["prepare"])) == {"ward_b"}
     with pytest.raises(ValueError, match=r"evaluate\.external must name each set once"):
         naming(given, "ward_b", "ward_b")
