@@ -150,9 +150,10 @@ class GridSweeper(Sweeper):
         name, command, session = self.name(arguments), self.command(arguments), uuid.uuid4().hex
         book = Book(Path(self._config.hydra.sweep.dir, digest).absolute())
         with _alone(book.folder):
-            artifact.write_json(book.folder / "sweep.json", {"name": name, "command": command})
             store = open_store(make(self._config, "tracking"), study)
-            with store.sweep_run(name, digest, {"jobs": total}) as (run, before):
+            address, runs = store.config.uri, book.runs
+            with store.sweep_run(name, digest, {"jobs": total}, runs.get(address)) as (run, before):
+                book.describe(name, command, {**runs, address: run.run_id})
                 if not before:  # its runs were deleted or are in another store: all jobs are due, from reused stages
                     book.forget_all()
                 run.note(f"{total} jobs. Run it, or go on with it:\n\n```\n{command}\n```\n")
