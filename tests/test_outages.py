@@ -8,8 +8,10 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -180,6 +182,25 @@ def test_a_server_that_comes_back_gets_the_rest_at_once(
     assert [row[3] for row in rows(server, study)] == list(range(STEPS))
     assert runs(config, study)["classify"].info.status == "FINISHED"
     assert list(config.spool.glob("*.ndjson")) == []
+
+
+def test_an_outage_is_waited_for_once_in_a_process(server: Server, config: TrackingConfig, study: str) -> None:
+    """The second run is patient, but the first has waited: it leaves its entries, with the server on its way."""
+    store = open_store(config, study)
+    server.kill()
+    with store.stage_run("first", {}, "", {}):
+        pass
+    store.config = replace(config, patience=600)
+    with store.stage_run("second", {}, "", {}):
+        comes_back = threading.Thread(target=server.start)
+        comes_back.start()
+    assert len(list(config.spool.glob("*.ndjson"))) == 2
+    comes_back.join()
+    store = open_store(store.config, study)  # it answers again, so the end of a run is waited for again
+    with store.stage_run("third", {}, "", {}):
+        pass
+    until_nothing_waits(config)
+    assert set(runs(config, study)) == {"first", "second", "third"}
 
 
 def test_a_frozen_server_holds_nobody(server: Server, config: TrackingConfig, study: str, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from synthvision.tracking.config import OFFLINE, PARENT, TrackingConfig, without
 from synthvision.tracking.delivery import Delivery, Sent, is_refusal, search_all
 from synthvision.tracking.process import git_commit, is_alive, this_process
 from synthvision.tracking.runs import Run
-from synthvision.tracking.sender import Sender, send_left_behind
+from synthvision.tracking.sender import Sender, note_answer, send_left_behind
 from synthvision.tracking.system import sampled
 
 PROCESS_TAG = "process"
@@ -217,6 +217,7 @@ def open_store(config: TrackingConfig, study: str) -> Store:
             if study not in known:
                 raise ConnectionError(_no_answer(config, error)) from None
             return Store(config, study, known[study])
+        note_answer(config)
         if known.get(study) != experiment_id:
             artifact.write_json(known_file, {**known, study: experiment_id})
     return Store(config, study, experiment_id)
