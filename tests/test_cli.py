@@ -44,11 +44,13 @@ STAND_IN = """
             BODY
         return SimpleNamespace(folders={}, validation={}, waits_for="")
 
-    def no_input(study, stage):
+    def nothing(study, stage):
         return ""
 
     sys.modules["synthvision.study"] = SimpleNamespace(Study=Study)
-    sys.modules["synthvision.pipeline"] = SimpleNamespace(run=run, Swept=dict, is_work=bool, inputs_digest=no_input)
+    sys.modules["synthvision.pipeline"] = SimpleNamespace(
+        run=run, Swept=dict, is_work=bool, check=nothing, inputs_digest=nothing
+    )
     from synthvision.cli import main
     sys.exit(main())
 """

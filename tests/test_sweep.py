@@ -7,7 +7,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import mlflow
@@ -165,6 +165,47 @@ def test_a_search_refuses_what_it_cannot_draw_or_judge_by(in_process: Path, capf
     }.items():
         assert synthvision(in_process, *search, *arguments) == 1
         assert words in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mistakes"),
+    [
+        (
+            ("classifier.model.weights=null,/nope",),
+            ["classifier.model.weights=/nope: no file /nope; put a safetensors file.* (weights=/nope)"],
+        ),
+        (
+            ("classifier.model.architecture=vit_tiny_patch16_224,vit_typo_224",),
+            ["classifier.model.architecture must be a model of timm; it is 'vit_typo_224'.* (architecture=vit_typo_224"],
+        ),
+        (
+            ("stage=dreambooth", "arm=real_only,synthetic_only", "backbone.source=package:tiny,/nope"),
+            ["stage=dreambooth has no part in arm=real_only.* (2 jobs, the first: arm=real_only ",
+             "backbone 'tiny' cannot be loaded from '/nope'.* set backbone.source=FOLDER (arm=synthetic_only "],
+        ),
+        (
+            ("dataset=folders", SMALL[1], "dataset.folder=/nope,/nope2"),
+            ["/nope.* (folder=/nope)", "/nope2.* (folder=/nope2)"],
+        ),
+    ],
+)  # fmt: skip
+def test_what_would_fail_late_is_listed_before_anything_starts(
+    arguments: Sequence[str], mistakes: Sequence[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = "classifier.model={image_size: 16, patch_size: 8, embed_dim: 16, depth: 1, heads: 2}"
+    assert synthvision(tmp_path, "-m", "stage=classify", "arm=real_only", model, *arguments) == 1
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    assert "nothing was started: of" in said
+    for mistake in mistakes:
+        assert re.search(".*".join(map(re.escape, mistake.split(".*"))), said), said
+    assert not (tmp_path / "studies").exists()
+
+
+def test_a_single_run_looks_for_its_weights_first(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert synthvision(tmp_path, *SMALL, "classifier.model.weights=/nope") == 1
+    assert "classifier.model.weights=/nope: no file /nope; put a safetensors file" in capfd.readouterr().err
+    assert not (tmp_path / "studies" / "phantom").exists()
 
 
 def test_a_choice_by_test_results_is_refused_before_anything_starts(
