@@ -150,6 +150,9 @@ def test_a_search_prunes_resumes_and_counts_its_trials(
         assert len(trial.intermediate_values) == 3 if trial.state.name == "COMPLETE" else 1
         if trial.state.name == "COMPLETE":
             assert trial.value == min(trial.intermediate_values.values())
+    trained = [each for each in (folder / "studies" / "phantom" / "classify").iterdir() if each.is_dir()]
+    assert len(trained) == states.count("COMPLETE")  # a pruned trial leaves no checkpoint
+    assert all((each / "stage.json").exists() for each in trained)
     jobs = [run for run in runs_of(folder) if re.match(r"trial \d lr=", run.info.run_name or "")]
     assert sorted(run.info.status for run in jobs) == sorted(
         {"COMPLETE": "FINISHED", "PRUNED": "KILLED"}[state] for state in states

@@ -7,6 +7,7 @@ reads and of its inputs' digests, so equal work is done once, whichever run, arm
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -215,6 +216,7 @@ class Swept:
     name: str  # what varies
     digest: str  # the job's identity, which its runs of a later start share
     on_epoch: OnEpoch | None = None
+    gives_up: tuple[type[BaseException], ...] = ()  # what on_epoch raises where the job will never be resumed
 
 
 def run(
@@ -251,7 +253,7 @@ def run(
     if stage in USES:
         USES[stage].config(study)  # images that are not there fail at once, not after the stages before
     last = "report" if stage == "pipeline" else stage
-    runner = _Runner(study, store, table, resolved, overrides, swept.on_epoch if swept else None)
+    runner = _Runner(study, store, table, resolved, overrides, swept)
     title = swept.name if swept else _title(study, stage)
     below = {PARENT: swept.parent, JOB_TAG: swept.digest} if swept else {}
     with store.pipeline_run(title, resolved, runner.config_text, {**runner.tags, **below}) as parent:
@@ -353,9 +355,9 @@ class _Runner:
         table: Mapping[str, Stage],
         resolved: Mapping[str, Any],
         overrides: Sequence[str],
-        on_epoch: OnEpoch | None = None,
+        swept: Swept | None = None,
     ) -> None:
-        self.on_epoch = on_epoch
+        self.on_epoch, self.gives_up = (swept.on_epoch, swept.gives_up) if swept else (None, ())
         self.study, self.store, self.table, self.resolved, self.overrides = study, store, table, resolved, overrides
         self.done: dict[str, Path] = {}
         self.records: dict[str, artifact.StageRecord] = {}
@@ -432,7 +434,11 @@ class _Runner:
         tags = {**self.tags, "fingerprint": record.fingerprint}
         with self.store.stage_run(record.stage, self.resolved, self.config_text, tags) as tracked:
             tracked.describe(self.command(record.stage))
-            result = stage.run(self._context(record.stage, folder, tracked))
+            try:
+                result = stage.run(self._context(record.stage, folder, tracked))
+            except self.gives_up:
+                shutil.rmtree(folder)  # its checkpoints would lie there for good
+                raise
             self._log(tracked, result)
             for epochs, part in result.budgets.items():
                 with self.store.budget_run(epochs, self.resolved, tags) as read_off:
