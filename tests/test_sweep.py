@@ -179,13 +179,14 @@ def test_a_search_refuses_what_it_cannot_draw_or_judge_by(in_process: Path, capf
         ),
         (
             ("classifier.model.architecture=vit_tiny_patch16_224,vit_typo_224",),
-            ["classifier.model.architecture must be a model of timm; it is 'vit_typo_224'.* (architecture=vit_typo_224"],
+            ["classifier.model.architecture must be a model of timm; it is 'vit_typo_224'.* (architecture=vit_typo"],
         ),
         (
             ("stage=dreambooth", "arm=real_only,synthetic_only", "backbone.source=package:tiny,/nope"),
             ["stage=dreambooth has no part in arm=real_only.* (2 jobs, the first: arm=real_only ",
              "backbone 'tiny' cannot be loaded from '/nope'.* set backbone.source=FOLDER (arm=synthetic_only "],
         ),
+        (("trainer=cpu,auto",), ["trainer.accelerator must be cpu in all jobs or in none.*launcher=submitit_local"]),
         (
             ("dataset=folders", SMALL[1], "dataset.folder=/nope,/nope2"),
             ["/nope.* (folder=/nope)", "/nope2.* (folder=/nope2)"],
@@ -199,7 +200,6 @@ def test_what_would_fail_late_is_listed_before_anything_starts(
     assert synthvision(tmp_path, "-m", "stage=classify", "arm=real_only", model, *arguments) == 1
     said = capfd.readouterr().err
     assert "Traceback" not in said
-    assert "nothing was started: of" in said
     for mistake in mistakes:
         assert re.search(".*".join(map(re.escape, mistake.split(".*"))), said), said
     assert not (tmp_path / "studies").exists()

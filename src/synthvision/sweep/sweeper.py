@@ -24,7 +24,7 @@ from synthvision import artifact
 from synthvision.sweep.book import FAILED, WAITING, Book, Job
 from synthvision.sweep.composed import ReportedError, make, shared_folder, text_of
 from synthvision.sweep.composer import Composer
-from synthvision.sweep.launchers import InProcess, Launcher, check_alone
+from synthvision.sweep.launchers import InProcess, Launcher, check_accelerators, check_alone
 from synthvision.sweep.plan import ASIDE, PlanError, plan, resolved
 from synthvision.sweep.progress import Goal, Progress
 from synthvision.sweep.worker import Work
@@ -114,6 +114,7 @@ class GridSweeper(Sweeper):
         jobs = plan(of_each, self.compose, [*shared_folder(self._config.hydra), *alone], names)
         for job in jobs:
             check_alone(self.engine, _processes(job))
+        check_accelerators(self.engine, [job.config["trainer"]["accelerator"] for job in jobs])
         return jobs
 
     @property
