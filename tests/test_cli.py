@@ -209,6 +209,7 @@ def test_in_a_sweep_one_failure_leaves_the_others(start: Start, tracking_root: P
     assert process.returncode == 1
     assert "tracking.root must name a folder" in error
     assert "synthvision seed=1" in error
+    assert "logs:" not in error  # all was printed here
     jobs = {"seed 0": "FINISHED", "seed 1": "FAILED", "seed 2": "FINISHED"}
     assert statuses(tracking_root) == {**jobs, "seed": "FAILED"}
 

@@ -112,7 +112,12 @@ class Book:
 
     def log(self, digest: str) -> Path:
         """Return the file that a job in another process prints into."""
-        return self.folder / "logs" / f"{digest}.log"
+        return self.logs / f"{digest}.log"
+
+    @property
+    def logs(self) -> Path:
+        """The folder of those files; none where all jobs ran in the sweep's own process."""
+        return self.folder / "logs"
 
     @property
     def session(self) -> str:

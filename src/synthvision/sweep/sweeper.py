@@ -260,5 +260,7 @@ def _tell(book: Book, jobs: Mapping[str, Job], command: str) -> None:
         for job, outcome in these:
             print(f"- {job.name}: {outcome.error}\n  rerun: {job.command}", file=sys.stderr)
     if any(outcome.state == FAILED for _, outcome in ended):
-        print(f"all that is missing: {command}\nlogs: {os.path.relpath(book.folder)}", file=sys.stderr)
+        print(f"all that is missing: {command}", file=sys.stderr)
+        if book.logs.exists():  # of jobs in processes of their own; others print here
+            print(f"logs: {os.path.relpath(book.logs)}", file=sys.stderr)
         raise ReportedError
