@@ -13,6 +13,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow.entities import Run
+from omegaconf import OmegaConf
 
 from synthvision import cli
 from synthvision.sweep.book import DONE, Book
@@ -104,6 +105,10 @@ def test_a_sweep_is_a_run_above_its_jobs(in_process: Path) -> None:
         parent.info.run_id, "summary"
     )
     assert "summary/table.csv" in {file.path for file in files}
+    config = OmegaConf.load(mlflow.artifacts.download_artifacts(f"{parent.info.artifact_uri}/config.yaml"))
+    assert config.classifier.budgets == [1, 2]
+    assert config.hydra.sweeper.metric == "best/val/loss"
+    assert "classifier.lr=1e-3,1e-4" in config.hydra.overrides.task
 
 
 def test_a_second_start_does_nothing_and_says_the_best(in_process: Path, capfd: pytest.CaptureFixture[str]) -> None:

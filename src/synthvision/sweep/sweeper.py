@@ -158,7 +158,7 @@ class GridSweeper(Sweeper):
                 if not before:  # its runs were deleted or are in another store: all jobs are due, from reused stages
                     book.forget_all()
                 run.note(f"{total} jobs. Run it, or go on with it:\n\n```\n{command}\n```\n")
-                run.log_config(OmegaConf.to_yaml(self._config.hydra.sweeper))
+                run.log_config(self._text(arguments))
                 aside = {key: resolved(self._config, key) for key in ASIDE}
                 work = Work(book, session, run.run_id, self._task, Path.cwd(), aside, {})
                 jobs: dict[str, Job] = {}
@@ -172,6 +172,16 @@ class GridSweeper(Sweeper):
                     store.close_dead_runs()  # of jobs whose process was killed
                 _sum_up(store, run.run_id)
                 _tell(book, jobs, command)
+
+    def _text(self, arguments: Sequence[str]) -> str:
+        """Return what the jobs share, and what varies, as YAML."""
+        from synthvision.tracking.config import without_passwords
+
+        shared = {str(key): value for key, value in self._config.items() if key != "hydra"}
+        hydra_part = {"sweeper": self._config.hydra.sweeper, "overrides": {"task": list(arguments)}}
+        # Not resolved: what refers to a key that varies has no one value.
+        values = OmegaConf.to_container(OmegaConf.create({**shared, "hydra": hydra_part}))
+        return OmegaConf.to_yaml(OmegaConf.create(without_passwords(values)))
 
     def name(self, arguments: Sequence[str]) -> str:
         """Return the sweep's name: its file's, or the keys that vary."""
