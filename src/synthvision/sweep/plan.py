@@ -55,9 +55,9 @@ def plan(
         mistakes.found[f"{rule}. Start a sweep for each"] = []
     mistakes.check()
     inputs, jobs = _Inputs(), []  # read last: images may take minutes
-    for (overrides, config, study), name in zip(made, names, strict=True):
+    for (overrides, values, study), name in zip(made, names, strict=True):
         with mistakes.of(name):
-            jobs.append(Job(_identity(config, inputs.of(study, config)), name, [*also, *overrides], _asked(config)))
+            jobs.append(Job(_identity(values, inputs.of(study, values)), name, [*also, *overrides], _asked(values)))
     mistakes.check()
     return list({job.digest: job for job in jobs}.values())  # the same job asked for twice is done once
 
