@@ -44,11 +44,13 @@ STAND_IN = """
             BODY
         return SimpleNamespace(folders={}, validation={}, waits_for="")
 
-    def no_input(study, stage):
+    def nothing(study, stage):
         return ""
 
     sys.modules["synthvision.study"] = SimpleNamespace(Study=Study)
-    sys.modules["synthvision.pipeline"] = SimpleNamespace(run=run, Swept=dict, is_work=bool, inputs_digest=no_input)
+    sys.modules["synthvision.pipeline"] = SimpleNamespace(
+        run=run, Swept=dict, is_work=bool, check=nothing, inputs_digest=nothing
+    )
     from synthvision.cli import main
     sys.exit(main())
 """
@@ -207,6 +209,7 @@ def test_in_a_sweep_one_failure_leaves_the_others(start: Start, tracking_root: P
     assert process.returncode == 1
     assert "tracking.root must name a folder" in error
     assert "synthvision seed=1" in error
+    assert "logs:" not in error  # all was printed here
     jobs = {"seed 0": "FINISHED", "seed 1": "FAILED", "seed 2": "FINISHED"}
     assert statuses(tracking_root) == {**jobs, "seed": "FAILED"}
 

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from synthvision.sweep.book import DONE, FAILED, PRUNED, Book, Job, Outcome
 from synthvision.sweep.composed import Pruned, ReportedError
-from synthvision.sweep.launchers import InProcess, Joblib, Launcher, Share, Submitit, check_alone
+from synthvision.sweep.launchers import InProcess, Joblib, Launcher, Share, Submitit, check_accelerators, check_alone
 from synthvision.sweep.worker import Elsewhere, Work
 
 SESSION = "this start"
@@ -162,6 +162,15 @@ def test_a_training_by_several_processes_keeps_to_itself() -> None:
     check_alone(Joblib(), 1)
     with pytest.raises(ValueError, match=r"dreambooth\.devices=2 .* set hydra/launcher=in_process"):
         check_alone(Joblib(), 2)
+
+
+def test_jobs_that_hide_the_gpus_keep_apart_from_those_that_want_them() -> None:
+    for launcher in (InProcess(), Joblib()):
+        check_accelerators(launcher, ["cpu", "cpu"])
+        check_accelerators(launcher, ["auto", "gpu"])
+        with pytest.raises(ValueError, match=r"trainer\.accelerator must be cpu in all .* it is \['auto', 'cpu'\]"):
+            check_accelerators(launcher, ["cpu", "auto"])
+    check_accelerators(Submitit("local"), ["cpu", "auto"])
 
 
 def test_a_stopped_job_was_not_run(work: Work) -> None:

@@ -8,8 +8,10 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -19,6 +21,7 @@ from mlflow.entities import Run as MlflowRun
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers.logger import Logger
 from servers import Server
+from test_cli import STAND_IN
 from torch.utils.data import DataLoader
 
 from synthvision.tracking.config import TrackingConfig, without_passwords
@@ -181,6 +184,25 @@ def test_a_server_that_comes_back_gets_the_rest_at_once(
     assert list(config.spool.glob("*.ndjson")) == []
 
 
+def test_an_outage_is_waited_for_once_in_a_process(server: Server, config: TrackingConfig, study: str) -> None:
+    """The second run is patient, but the first has waited: it leaves its entries, with the server on its way."""
+    store = open_store(config, study)
+    server.kill()
+    with store.stage_run("first", {}, "", {}):
+        pass
+    store.config = replace(config, patience=600)
+    with store.stage_run("second", {}, "", {}):
+        comes_back = threading.Thread(target=server.start)
+        comes_back.start()
+    assert len(list(config.spool.glob("*.ndjson"))) == 2
+    comes_back.join()
+    store = open_store(store.config, study)  # it answers again, so the end of a run is waited for again
+    with store.stage_run("third", {}, "", {}):
+        pass
+    until_nothing_waits(config)
+    assert set(runs(config, study)) == {"first", "second", "third"}
+
+
 def test_a_frozen_server_holds_nobody(server: Server, config: TrackingConfig, study: str, tmp_path: Path) -> None:
     """It takes connections and never answers: what asks it must not wait for it."""
     store = open_store(config, study)
@@ -271,6 +293,59 @@ def test_an_outage_before_the_start_of_a_known_study(server: Server, config: Tra
     assert found.data.metrics["best/val/loss"] == 0.5
     assert found.data.params == {"lr": "1"}
     assert begun <= found.info.start_time <= found.info.end_time <= ended
+
+
+def sweep(config: TrackingConfig, study: str, folder: Path) -> list[str]:
+    """Start a sweep of three jobs, or go on with it; return the seeds of the jobs that ran."""
+    body = "import os; study.seed != 1 or os.path.exists('mended') or 1 / 0"
+    code = textwrap.dedent(STAND_IN.replace("BODY", body))
+    settings = ["tracking=server", f"tracking.server={config.uri}", f"tracking.root={config.root}",
+                "tracking.patience=0.5", "tracking.system_metrics=false"]  # fmt: skip
+    command = [sys.executable, "-c", code, "-m", "seed=0,1,2", f"study={study}", *settings]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == (0 if (folder / "mended").exists() else 1), done.stderr
+    return re.findall(rf"RUN pipeline {study} (\d)", done.stdout)
+
+
+def test_a_sweep_goes_on_in_an_outage_with_what_is_missing(
+    server: Server, config: TrackingConfig, tmp_path: Path
+) -> None:
+    assert sweep(config, "swept", tmp_path) == ["0", "1", "2"]
+    server.kill()
+    (tmp_path / "mended").touch()
+    assert sweep(config, "swept", tmp_path) == ["1"]
+    server.start()
+    sync(config)
+    found = mlflow.MlflowClient(config.uri).search_runs([open_store(config, "swept").experiment_id])
+    (above,) = [run for run in found if run.data.tags.get("stage") == "sweep"]
+    jobs = {(run.info.run_name, run.info.status): run.data.tags["mlflow.parentRunId"] for run in found if run != above}
+    named = {("seed 0", "FINISHED"), ("seed 1", "FAILED"), ("seed 1", "FINISHED"), ("seed 2", "FINISHED")}
+    assert jobs == dict.fromkeys(named, above.info.run_id)
+    assert above.info.status == "FINISHED"
+
+
+def test_a_sweep_that_began_in_an_outage_is_known_until_the_store_says_otherwise(
+    server: Server, config: TrackingConfig, study: str
+) -> None:
+    store = open_store(config, study)
+
+    def start(known: str | None) -> tuple[str, bool]:
+        with store.sweep_run("grid", "digest", {}, known) as (run, before):
+            return run.run_id, before
+
+    server.kill()
+    offline, before = start(None)
+    assert not before
+    assert start(offline) == (offline, True)
+    server.start()
+    arrived, before = start(offline)
+    assert before
+    assert runs(config, study)["grid"].info.run_id == arrived
+    mlflow.MlflowClient(config.uri).delete_run(arrived)
+    for deleted in (offline, arrived):
+        again, before = start(deleted)
+        assert not before
+        mlflow.MlflowClient(config.uri).delete_run(again)
 
 
 PASSWORD_CODE = """

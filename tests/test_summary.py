@@ -166,6 +166,47 @@ def test_only_what_tells_runs_apart_is_a_column() -> None:
     assert [len(each.rows) for each in configurations(rows, varying(rows))] == [2, 2, 2]
 
 
+def phantom(seed: int, lr: float = 1e-3, root: str = "studies") -> Row:
+    """What a phantom study's parameters say of its seed."""
+    folder = f"{root}/phantom/phantom/{seed}"
+    return row(**{
+        "seed": str(seed), "dataset.phantom.seed": str(seed), "dataset.seed": "0", "dataset.folder": folder,
+        "dataset.sources": f"[{{'folder': '{folder}', 'file': '{folder}/phantoms.csv', 'licence': 'v2'}}]",
+        "disease.guides.folder": f"{folder}/guides", "classifier.lr": str(lr),
+    })  # fmt: skip
+
+
+def groups(rows: list[Row]) -> list[tuple[dict[str, str], int]]:
+    return [(dict(each.values), len(each.rows)) for each in configurations(rows, varying(rows))]
+
+
+def test_what_contains_the_seed_is_no_hyperparameter() -> None:
+    alone = [phantom(seed) for seed in range(3)]
+    assert groups(alone) == [({}, 3)]
+    assert set(varying(alone)) == {"seed"}
+    two = [phantom(seed, lr) for lr in (1e-3, 1e-4) for seed in range(5)][:-1]  # a job failed
+    assert groups(two) == [({"lr": "0.001"}, 5), ({"lr": "0.0001"}, 4)]
+    assert groups([phantom(seed) for seed in (2, 20, 21)]) == [({}, 3)]
+    apart = [phantom(seed, root=root) for root in ("a", "b") for seed in (0, 1)]
+    assert [size for _, size in groups(apart)] == [2, 2]
+    assert {values["folder"] for values, _ in groups(apart)} == {
+        "a/phantom/phantom/{seed}",
+        "b/phantom/phantom/{seed}",
+    }
+
+
+def test_a_rate_for_each_seed_is_a_hyperparameter() -> None:
+    """Also where budgets give every seed many rows, and where rate and seed are the same number or look like it."""
+    for rates in (["0.1", "0.2", "0.3"], ["1", "2", "3"], ["1e-1", "1e-2", "1e-3"], ["1.5", "2.5", "3.5"]):
+        rows = [
+            row(**{"seed": str(seed), "classifier.lr": rate, "classifier.epochs": epochs})
+            for seed, rate in enumerate(rates, 1)
+            for epochs in ("5", "10")
+        ]
+        assert len(groups(rows)) == 6
+        assert "lr" in varying(rows)
+
+
 def test_short_names_stay_distinct() -> None:
     assert short_names(["classifier.lr", "dreambooth.lr", "arm.name", "seed"]) == {
         "classifier.lr": "classifier.lr",

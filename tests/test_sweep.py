@@ -7,12 +7,13 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import mlflow
 import pytest
 from mlflow.entities import Run
+from omegaconf import OmegaConf
 
 from synthvision import cli
 from synthvision.sweep.book import DONE, Book
@@ -104,6 +105,10 @@ def test_a_sweep_is_a_run_above_its_jobs(in_process: Path) -> None:
         parent.info.run_id, "summary"
     )
     assert "summary/table.csv" in {file.path for file in files}
+    config = OmegaConf.load(mlflow.artifacts.download_artifacts(f"{parent.info.artifact_uri}/config.yaml"))
+    assert config.classifier.budgets == [1, 2]
+    assert config.hydra.sweeper.metric == "best/val/loss"
+    assert "classifier.lr=1e-3,1e-4" in config.hydra.overrides.task
 
 
 def test_a_second_start_does_nothing_and_says_the_best(in_process: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -150,6 +155,9 @@ def test_a_search_prunes_resumes_and_counts_its_trials(
         assert len(trial.intermediate_values) == 3 if trial.state.name == "COMPLETE" else 1
         if trial.state.name == "COMPLETE":
             assert trial.value == min(trial.intermediate_values.values())
+    trained = [each for each in (folder / "studies" / "phantom" / "classify").iterdir() if each.is_dir()]
+    assert len(trained) == states.count("COMPLETE")  # a pruned trial leaves no checkpoint
+    assert all((each / "stage.json").exists() for each in trained)
     jobs = [run for run in runs_of(folder) if re.match(r"trial \d lr=", run.info.run_name or "")]
     assert sorted(run.info.status for run in jobs) == sorted(
         {"COMPLETE": "FINISHED", "PRUNED": "KILLED"}[state] for state in states
@@ -169,6 +177,47 @@ def test_a_search_refuses_what_it_cannot_draw_or_judge_by(in_process: Path, capf
     }.items():
         assert synthvision(in_process, *search, *arguments) == 1
         assert words in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mistakes"),
+    [
+        (
+            ("classifier.model.weights=null,/nope",),
+            ["classifier.model.weights=/nope: no file /nope; put a safetensors file.* (weights=/nope)"],
+        ),
+        (
+            ("classifier.model.architecture=vit_tiny_patch16_224,vit_typo_224",),
+            ["classifier.model.architecture must be a model of timm; it is 'vit_typo_224'.* (architecture=vit_typo"],
+        ),
+        (
+            ("stage=dreambooth", "arm=real_only,synthetic_only", "backbone.source=package:tiny,/nope"),
+            ["stage=dreambooth has no part in arm=real_only.* (2 jobs, the first: arm=real_only ",
+             "backbone 'tiny' cannot be loaded from '/nope'.* set backbone.source=FOLDER (arm=synthetic_only "],
+        ),
+        (("trainer=cpu,auto",), ["trainer.accelerator must be cpu in all jobs or in none.*launcher=submitit_local"]),
+        (
+            ("dataset=folders", SMALL[1], "dataset.folder=/nope,/nope2"),
+            ["/nope.* (folder=/nope)", "/nope2.* (folder=/nope2)"],
+        ),
+    ],
+)  # fmt: skip
+def test_what_would_fail_late_is_listed_before_anything_starts(
+    arguments: Sequence[str], mistakes: Sequence[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = "classifier.model={image_size: 16, patch_size: 8, embed_dim: 16, depth: 1, heads: 2}"
+    assert synthvision(tmp_path, "-m", "stage=classify", "arm=real_only", model, *arguments) == 1
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    for mistake in mistakes:
+        assert re.search(".*".join(map(re.escape, mistake.split(".*"))), said), said
+    assert not (tmp_path / "studies").exists()
+
+
+def test_a_single_run_looks_for_its_weights_first(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert synthvision(tmp_path, *SMALL, "classifier.model.weights=/nope") == 1
+    assert "classifier.model.weights=/nope: no file /nope; put a safetensors file" in capfd.readouterr().err
+    assert not (tmp_path / "studies" / "phantom").exists()
 
 
 def test_a_choice_by_test_results_is_refused_before_anything_starts(

@@ -7,6 +7,7 @@ reads and of its inputs' digests, so equal work is done once, whichever run, arm
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,9 @@ from filelock import FileLock
 from rich.console import Console
 
 from synthvision import __version__, artifact
+from synthvision.classification.model import check_start
 from synthvision.classification.resume import OnEpoch
+from synthvision.diffusion.backbone import find_source
 from synthvision.evaluation.report import StageRow
 from synthvision.review.policy import PhysicianPolicy
 from synthvision.stages.ablation import PAGE, ablation_inputs, read_answer, run_ablation
@@ -46,6 +49,7 @@ from synthvision.tracking.runs import Run
 from synthvision.tracking.store import Store, open_store
 
 FILES = ("files", "weights", "images", "decisions")  # keys of a stage's config that are digests of files from outside
+FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")  # of every diffusion model
 PAGES = {"report": "report.html", "ablation": PAGE}
 HEADLINE = ("accuracy", "sensitivity", "specificity", "auc")
 
@@ -223,6 +227,7 @@ class Swept:
     name: str  # what varies
     digest: str  # the job's identity, which its runs of a later start share
     on_epoch: OnEpoch | None = None
+    gives_up: tuple[type[BaseException], ...] = ()  # what on_epoch raises where the job will never be resumed
 
 
 def run(
@@ -247,24 +252,19 @@ def run(
 
     Raises:
         ValueError: the stage has no part in this arm, or a stage refused its input.
+        FileNotFoundError: there are no weights where the config says.
         LedgerError: the test set was opened before and no reason is given to open it again.
     """
     torch.set_flush_denormal(True)  # values near zero cost a CPU a hundredfold and change nothing
+    check(study, stage)
     store = open_store(config, study.study)
     table = _table(study, stage)
     if table.get("prepare"):
         draw_phantoms(study)
     if stage in USES:
         USES[stage].config(study)  # images that are not there fail at once, not after the stages before
-    if stage not in (*table, "pipeline"):
-        raise ValueError(f"stage={stage} has no part in arm={study.arm.name}, which trains on no synthetic images")
     last = "report" if stage == "pipeline" else stage
-    if study.generate.shard and last != "generate":
-        raise ValueError(
-            f"generate.shard={study.generate.shard} makes a part of the candidates, which is for stage=generate alone; "
-            f"it is stage={stage}"
-        )
-    runner = _Runner(study, store, table, resolved, overrides, swept.on_epoch if swept else None)
+    runner = _Runner(study, store, table, resolved, overrides, swept)
     title = swept.name if swept else _title(study, stage)
     below = {PARENT: swept.parent, JOB_TAG: swept.digest} if swept else {}
     with store.pipeline_run(title, resolved, runner.config_text, {**runner.tags, **below}) as parent:
@@ -281,6 +281,30 @@ def run(
     return Outcome(runner.done, metrics, validation, waits_for)
 
 
+def check(study: Study, stage: str) -> None:
+    """Refuse at once what a stage, or one before it, would refuse later.
+
+    Raises:
+        ValueError: the stage has no part in this arm, it cannot be done in parts, or timm does not know the classifier.
+        FileNotFoundError: there are no weights where the config says.
+    """
+    table = _table(study, stage)
+    if stage not in (*table, "pipeline"):
+        raise ValueError(f"stage={stage} has no part in arm={study.arm.name}, which trains on no synthetic images")
+    if study.generate.shard and stage != "generate":
+        raise ValueError(
+            f"generate.shard={study.generate.shard} makes a part of the candidates, which is for stage=generate alone; "
+            f"it is stage={stage}"
+        )
+    needed = _needed(table, stage)
+    if "classify" in needed:
+        check_start(study.classifier.model)
+    if "dreambooth" in needed:
+        find_source(study.backbone, FOLDERS)
+    if "superres" in needed:
+        find_source(study.superres.upscaler, FOLDERS)
+
+
 def is_work(stage: str) -> bool:
     """Tell whether a name is that of a stage, or of several, rather than of something done to finished runs."""
     return stage in (*STAGES, *USES, *OPTIONAL, "pipeline", "pretrain")
@@ -292,21 +316,12 @@ def inputs_digest(study: Study, stage: str) -> str:
     New images are read and decoded here, once. Phantoms are drawn from their config: they are no input.
     """
     table = _table(study, stage)
-    needed = set(table) if stage == "pipeline" else _needed(table, stage)
     drawn = {"prepare"} if study.dataset.phantom else set()
     found = {}
-    for name in sorted(needed - drawn - {"report"}):
+    for name in sorted(_needed(table, stage) - drawn - {"report"}):
         config = table[name].config(study)
         found[name] = {key: config[key] for key in FILES if key in config}
     return artifact.digest_of(found)
-
-
-def _needed(table: Mapping[str, Stage], stage: str) -> set[str]:
-    """Return a stage and all that it needs."""
-    needed = {stage}
-    while more := {name for each in needed for name in table[each].reads if name in table} - needed:
-        needed |= more
-    return needed
 
 
 def _table(study: Study, stage: str) -> Mapping[str, Stage]:
@@ -326,6 +341,14 @@ def _table(study: Study, stage: str) -> Mapping[str, Stage]:
     return {name: each for name, each in stages.items() if study.generates or not each.of_synthetic} | uses
 
 
+def _needed(table: Mapping[str, Stage], stage: str) -> set[str]:
+    """Return a stage and all before it that there are, or all of the pipeline."""
+    needed = set(table) if stage == "pipeline" else {stage}
+    while more := {name for each in needed for name in table[each].reads if name in table} - needed:
+        needed |= more
+    return needed
+
+
 def _title(study: Study, stage: str) -> str:
     if stage in ALONE:
         return stage
@@ -343,9 +366,9 @@ class _Runner:
         table: Mapping[str, Stage],
         resolved: Mapping[str, Any],
         overrides: Sequence[str],
-        on_epoch: OnEpoch | None = None,
+        swept: Swept | None = None,
     ) -> None:
-        self.on_epoch = on_epoch
+        self.on_epoch, self.gives_up = (swept.on_epoch, swept.gives_up) if swept else (None, ())
         self.study, self.store, self.table, self.resolved, self.overrides = study, store, table, resolved, overrides
         self.done: dict[str, Path] = {}
         self.records: dict[str, artifact.StageRecord] = {}
@@ -431,7 +454,11 @@ class _Runner:
         tags = {**self.tags, "fingerprint": record.fingerprint}
         with self.store.stage_run(record.stage, self.resolved, self.config_text, tags) as tracked:
             tracked.describe(self.command(record.stage))
-            result = stage.run(self._context(record.stage, folder, tracked))
+            try:
+                result = stage.run(self._context(record.stage, folder, tracked))
+            except self.gives_up:
+                shutil.rmtree(folder)  # its checkpoints would lie there for good
+                raise
             self._log(tracked, result)
             for epochs, part in result.budgets.items():
                 with self.store.budget_run(epochs, self.resolved, tags) as read_off:

@@ -94,6 +94,20 @@ def build(config: ModelConfig, classes: int) -> nn.Module:
     return model
 
 
+def check_start(config: ModelConfig) -> None:
+    """Refuse, before any image is read, an architecture or a weights file that `build` would not find.
+
+    The Hub is not asked.
+
+    Raises:
+        ValueError: timm does not know the architecture.
+        FileNotFoundError: the weights file is not there.
+    """
+    _check_architecture(config.architecture)
+    if config.weights not in (None, HUB) and not config.weights.startswith(PINNED):
+        _weights_file(config.weights)
+
+
 def as_input(images: Tensor, network: nn.Module) -> Tensor:
     """Return float images (B, 3, S, S) in [0, 1] with the channels' mean and spread that a network was pretrained with.
 
@@ -128,11 +142,15 @@ def load_weights(model: nn.Module, file: Path) -> None:
     _load(model, load_file(file), file, skip=None)
 
 
-def _create(config: ModelConfig, classes: int) -> nn.Module:
-    name = config.architecture
+def _check_architecture(name: str) -> None:
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), n=3)
         raise ValueError(f"classifier.model.architecture must be a model of timm; it is {name!r} (near: {near})")
+
+
+def _create(config: ModelConfig, classes: int) -> nn.Module:
+    name = config.architecture
+    _check_architecture(name)
     pretrained = timm.get_pretrained_cfg(name)
     options: dict[str, Any] = {
         "patch_size": config.patch_size,

@@ -1,6 +1,6 @@
 """A sweep's folder: each job's frozen config and what became of it. Any process can run a job, any start go on.
 
-<root>/.sweeps/<sweep>/sweep.json          its name, and the command that goes on with it
+<root>/.sweeps/<sweep>/sweep.json          its name, the command that goes on with it, and its run in each store
 <root>/.sweeps/<sweep>/jobs/<job>.json     a job's composed config: editing YAML no longer changes it
 <root>/.sweeps/<sweep>/jobs/<job>.done     its outcome, written whole or not at all
 """
@@ -58,6 +58,15 @@ class Book:
 
     folder: Path
 
+    def describe(self, name: str, command: str, runs: Mapping[str, str]) -> None:
+        """Note the sweep's name, the command that goes on with it, and its MLflow run in each store (address -> id)."""
+        artifact.write_json(self._card, {"name": name, "command": command, "runs": dict(runs)})
+
+    @property
+    def runs(self) -> dict[str, str]:
+        """The sweep's MLflow run in each store that it was started with: address -> id."""
+        return dict(json.loads(self._card.read_text()).get("runs", {})) if self._card.exists() else {}
+
     def write(self, job: Job) -> None:
         """Freeze a job."""
         artifact.write_json(self._file(job.digest, "json"), asdict(job))
@@ -103,7 +112,12 @@ class Book:
 
     def log(self, digest: str) -> Path:
         """Return the file that a job in another process prints into."""
-        return self.folder / "logs" / f"{digest}.log"
+        return self.logs / f"{digest}.log"
+
+    @property
+    def logs(self) -> Path:
+        """The folder of those files; none where all jobs ran in the sweep's own process."""
+        return self.folder / "logs"
 
     @property
     def session(self) -> str:
@@ -114,6 +128,10 @@ class Book:
     def open_session(self, name: str) -> None:
         """Let only workers of this start begin jobs; "" lets none."""
         artifact.write_text(self.folder / "session", name)
+
+    @property
+    def _card(self) -> Path:
+        return self.folder / "sweep.json"
 
     def _file(self, digest: str, suffix: str) -> Path:
         return self.folder / "jobs" / f"{digest}.{suffix}"

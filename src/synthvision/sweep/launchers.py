@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
@@ -237,6 +237,20 @@ def check_alone(launcher: Launcher, devices: int) -> None:
         raise ValueError(
             f"dreambooth.devices={devices} trains by several processes, which would share GPUs and ports with other "
             "jobs: set hydra/launcher=in_process, or dreambooth.devices=1 and let the launcher use the GPUs"
+        )
+
+
+def check_accelerators(launcher: Launcher, of_jobs: Collection[str]) -> None:
+    """Refuse jobs that hide the GPUs beside jobs that want them where one process does several jobs.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    if "cpu" in of_jobs and len(set(of_jobs)) > 1 and not isinstance(launcher, Submitit):
+        raise ValueError(
+            "trainer.accelerator must be cpu in all jobs or in none, for a process that has hidden its GPUs finds them "
+            f"no more; it is {sorted(set(of_jobs))}. Set hydra/launcher=submitit_local, which gives each job a process "
+            "of its own, or start a sweep for each"
         )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -40,42 +41,41 @@ def plan(
     Raises:
         PlanError: some cannot be composed or made, want a stage that is no work, or belong to another study.
     """
-    mistakes: dict[str, list[str]] = {}
+    mistakes = _Mistakes(len(of_each))
     made: list[tuple[Sequence[str], dict[str, Any], Study]] = []
     names = names or _names(of_each)
     for overrides, name in zip(of_each, names, strict=True):
-        try:
+        with mistakes.of(name):
             config = compose(overrides)
             values = {str(key): resolved(config, str(key)) for key in config if key != "hydra"}
             made.append((overrides, values, _checked(config)))
-        except (HydraException, OmegaConfBaseException, ValueError, OSError, KeyError) as error:
-            mistakes.setdefault(text_of(error).strip(), []).append(name)
     studies = sorted({study.study for *_, study in made})
     if len(studies) > 1:
         rule = f"the jobs of a sweep must be of one study, whose experiment holds their runs; they are of {studies}"
-        mistakes[f"{rule}. Start a sweep for each"] = []
-    if mistakes:
-        raise PlanError(_listed(mistakes, len(of_each)))
-    inputs = _Inputs()
-    jobs = [
-        Job(_identity(config, inputs.of(study, config)), name, [*also, *overrides], _asked(config))
-        for (overrides, config, study), name in zip(made, names, strict=True)
-    ]
+        mistakes.found[f"{rule}. Start a sweep for each"] = []
+    mistakes.check()
+    inputs, jobs = _Inputs(), []  # read last: images may take minutes
+    for (overrides, values, study), name in zip(made, names, strict=True):
+        with mistakes.of(name):
+            jobs.append(Job(_identity(values, inputs.of(study, values)), name, [*also, *overrides], _asked(values)))
+    mistakes.check()
     return list({job.digest: job for job in jobs}.values())  # the same job asked for twice is done once
 
 
 def _checked(config: DictConfig) -> Study:
-    """Make all dataclasses of a job's config.
+    """Make all dataclasses of a job's config, and look for what it names.
 
     Raises:
         ValueError: a value breaks its rule.
+        FileNotFoundError: there are no weights where it says.
     """
-    from synthvision.pipeline import is_work
+    from synthvision.pipeline import check, is_work
 
     study = study_of(config)
     make(config, "tracking")
     if not is_work(config.stage.name):
         raise ValueError(f"stage={config.stage.name} cannot be swept: it makes nothing of a study")
+    check(study, config.stage.name)
     return study
 
 
@@ -91,6 +91,31 @@ def _identity(config: Mapping[str, Any], inputs: str) -> str:
 
 def _asked(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ASIDE}
+
+
+class _Mistakes:
+    """What is wrong with which jobs, of so many: message -> names."""
+
+    def __init__(self, among: int) -> None:
+        self.found: dict[str, list[str]] = {}
+        self._among = among
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Note a mistake of a job that the block finds."""
+        try:
+            yield
+        except (HydraException, OmegaConfBaseException, ValueError, OSError, KeyError) as error:
+            self.found.setdefault(text_of(error).strip(), []).append(name)
+
+    def check(self) -> None:
+        """Say what was found.
+
+        Raises:
+            PlanError: something was.
+        """
+        if self.found:
+            raise PlanError(_listed(self.found, self._among))
 
 
 class _Inputs:

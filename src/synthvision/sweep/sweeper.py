@@ -24,7 +24,7 @@ from synthvision import artifact
 from synthvision.sweep.book import FAILED, WAITING, Book, Job
 from synthvision.sweep.composed import ReportedError, make, shared_folder, text_of
 from synthvision.sweep.composer import Composer
-from synthvision.sweep.launchers import InProcess, Launcher, check_alone
+from synthvision.sweep.launchers import InProcess, Launcher, check_accelerators, check_alone
 from synthvision.sweep.plan import ASIDE, PlanError, plan, resolved
 from synthvision.sweep.progress import Goal, Progress
 from synthvision.sweep.worker import Work
@@ -123,6 +123,7 @@ class GridSweeper(Sweeper):
         jobs = plan(of_each, self.compose, [*shared_folder(self._config.hydra), *alone], names)
         for job in jobs:
             check_alone(self.engine, _processes(job))
+        check_accelerators(self.engine, [job.config["trainer"]["accelerator"] for job in jobs])
         return jobs
 
     @property
@@ -159,13 +160,14 @@ class GridSweeper(Sweeper):
         name, command, session = self.name(arguments), self.command(arguments), uuid.uuid4().hex
         book = Book(Path(self._config.hydra.sweep.dir, digest).absolute())
         with _alone(book.folder):
-            artifact.write_json(book.folder / "sweep.json", {"name": name, "command": command})
             store = open_store(make(self._config, "tracking"), study)
-            with store.sweep_run(name, digest, {"jobs": total}) as (run, before):
+            address, runs = store.config.uri, book.runs
+            with store.sweep_run(name, digest, {"jobs": total}, runs.get(address)) as (run, before):
+                book.describe(name, command, {**runs, address: run.run_id})
                 if not before:  # its runs were deleted or are in another store: all jobs are due, from reused stages
                     book.forget_all()
                 run.note(f"{total} jobs. Run it, or go on with it:\n\n```\n{command}\n```\n")
-                run.log_config(OmegaConf.to_yaml(self._config.hydra.sweeper))
+                run.log_config(self._text(arguments))
                 aside = {key: resolved(self._config, key) for key in ASIDE}
                 work = Work(book, session, run.run_id, self._task, Path.cwd(), aside, {})
                 jobs: dict[str, Job] = {}
@@ -179,6 +181,16 @@ class GridSweeper(Sweeper):
                     store.close_dead_runs()  # of jobs whose process was killed
                 _sum_up(store, run.run_id)
                 _tell(book, jobs, command)
+
+    def _text(self, arguments: Sequence[str]) -> str:
+        """Return what the jobs share, and what varies, as YAML."""
+        from synthvision.tracking.config import without_passwords
+
+        shared = {str(key): value for key, value in self._config.items() if key != "hydra"}
+        hydra_part = {"sweeper": self._config.hydra.sweeper, "overrides": {"task": list(arguments)}}
+        # Not resolved: what refers to a key that varies has no one value.
+        values = OmegaConf.to_container(OmegaConf.create({**shared, "hydra": hydra_part}))
+        return OmegaConf.to_yaml(OmegaConf.create(without_passwords(values)))
 
     def name(self, arguments: Sequence[str]) -> str:
         """Return the sweep's name: its file's, or the keys that vary."""
@@ -272,5 +284,7 @@ def _tell(book: Book, jobs: Mapping[str, Job], command: str) -> None:
         for job, outcome in these:
             print(f"- {job.name}: {outcome.error}\n  rerun: {job.command}", file=sys.stderr)
     if any(outcome.state == FAILED for _, outcome in ended):
-        print(f"all that is missing: {command}\nlogs: {os.path.relpath(book.folder)}", file=sys.stderr)
+        print(f"all that is missing: {command}", file=sys.stderr)
+        if book.logs.exists():  # of jobs in processes of their own; others print here
+            print(f"logs: {os.path.relpath(book.logs)}", file=sys.stderr)
         raise ReportedError

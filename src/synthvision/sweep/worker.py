@@ -34,7 +34,7 @@ class Ended(Protocol):
     def folders(self) -> Mapping[str, Path]: ...
 
 
-Task = Callable[..., Ended]  # (config, overrides, parent, name, digest, on_epoch) -> what came of it
+Task = Callable[..., Ended]  # (config, overrides, and as in pipeline.Swept) -> what came of it
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,9 @@ class Work:
         assert isinstance(config, DictConfig)
         try:
             ended = self.task(
-                config, job.overrides, parent=self.parent, name=job.name, digest=digest, on_epoch=self.hooks.get(digest)
-            )
+                config, job.overrides, parent=self.parent, name=job.name, digest=digest,
+                on_epoch=self.hooks.get(digest), gives_up=(Pruned,),
+            )  # fmt: skip
         except Pruned as reason:
             return Outcome(PRUNED, time.monotonic() - start, str(reason))
         except ReportedError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from synthvision.tracking.query import RunData
 
 CURVES = ("system/", "train/", "val/", "first/")  # begin metrics that are no result
 IGNORED = ("tracking.", "stage.", "hydra.", "root", "debug", "study", "classifier.budgets", "evaluate.reopen")
+NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)")
+SEED = "{seed}"  # stands in a column for the seed that each row's text contains
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,13 @@ def varying(rows: Sequence[Row]) -> dict[str, list[str]]:
     """Return the parameters that tell rows apart, with their values: short name -> a value per row.
 
     What follows from another (an arm's counts from its name, a classifier's optimizer from the optimizer) is left out.
+    Text that contains its row's seed, as a phantom's folder does, shows SEED in its place; but what merely differs
+    wherever the seed does stays: nothing tells a rate that was given to each seed from one that follows from it.
     """
     keys = {key for row in rows for key in row.params if not key.startswith(IGNORED)}
     columns = {key: [row.params.get(key, "") for row in rows] for key in sorted(keys, key=lambda key: (len(key), key))}
+    seeds = [values for key, values in columns.items() if is_seed(key)]
+    columns = {key: values if is_seed(key) else _seed_named(values, seeds) for key, values in columns.items()}
     columns = {key: values for key, values in columns.items() if len(set(values)) > 1}
     # Names first: an arm is called by its name, not by one of its numbers. Then what tells most apart.
     order = sorted(columns, key=lambda key: (not key.endswith(".name"), -len(set(columns[key])), len(key), key))
@@ -162,8 +169,33 @@ def _results(runs: Iterable[RunData]) -> dict[str, float]:
     return {name: value for name, value in found.items() if not name.startswith(CURVES)}
 
 
+def _seed_named(values: Sequence[str], seeds: Sequence[Sequence[str]]) -> list[str]:
+    """Return a column's texts with SEED where rows that differ in nothing but numbers have their seed each.
+
+    Args:
+        values: the column.
+        seeds: columns of seeds.
+    """
+    parts, named = [NUMBER.split(value) for value in values], list(values)  # every other part is a number
+    alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for index, part in enumerate(parts):
+        if any(part[::2]):  # a number alone may be a hyperparameter
+            alike[tuple(part[::2])].append(index)
+    for words, rows in alike.items():
+        for place in range(1, 2 * len(words) - 1, 2):
+            there = [parts[row][place] for row in rows]
+            if len(set(there)) > 1 and there in [[seed[row] for row in rows] for seed in seeds]:
+                for row in rows:
+                    parts[row][place] = SEED
+        for row in rows:
+            named[row] = "".join(parts[row])
+    return named
+
+
 def _follows(key: str, other: str, columns: Mapping[str, Sequence[str]]) -> bool:
     """Tell whether a parameter's value follows from another's, by more than chance."""
+    if is_seed(other) and not is_seed(key):
+        return False
     mine, theirs = columns[key], columns[other]
     if list(mine) == list(theirs):
         return True

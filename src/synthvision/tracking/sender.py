@@ -15,6 +15,8 @@ from synthvision.tracking.journal import SUFFIX, Journal, left_behind
 INTERVAL = 2.0  # seconds for which metrics gather before they are sent together
 FIRST_RETRY, LAST_RETRY = 1.0, 30.0  # seconds between two tries of a store that does not answer
 
+_gave_up: set[str] = set()  # addresses that this process waited for in vain, and that have not answered since
+
 logger = logging.getLogger("synthvision.tracking")
 
 
@@ -29,7 +31,6 @@ class Sender:
         self._progress = threading.Condition()
         self._closing = False
         self._hurried = False  # someone waits
-        self._gave_up = False  # someone waited in vain; nobody waits again before the store has answered
         self.failing = False
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
@@ -52,8 +53,11 @@ class Sender:
             )  # fmt: skip
 
     def wait(self) -> bool:
-        """Wait until all has arrived, but no longer than `tracking.patience`, and once only while nothing answers."""
-        if self._gave_up:
+        """Wait until all has arrived, but no longer than `tracking.patience`.
+
+        While nothing answers that is once in a process: the jobs of a sweep have a sender each.
+        """
+        if self._config.uri in _gave_up:
             return False
         deadline, end = time.monotonic() + self._config.patience, self.journal.written
         with self._progress:
@@ -62,11 +66,11 @@ class Sender:
             while self.journal.sent < end:
                 left = deadline - time.monotonic()
                 if left <= 0 or not self._thread.is_alive():
-                    self._gave_up = True
+                    _gave_up.add(self._config.uri)
                     break
                 self._progress.wait(min(left, 0.5))
             self._hurried = False
-        return not self._gave_up
+        return self.journal.sent >= end
 
     def close(self) -> None:
         """Wait as `wait` does, and leave the rest to whoever comes next."""
@@ -96,7 +100,8 @@ class Sender:
             else:
                 if self.failing:
                     logger.warning("tracking: %s answers again; all was sent", self._config.uri)
-                self.failing, self._gave_up, orphans, pause = False, False, False, 0.0
+                note_answer(self._config)
+                self.failing, orphans, pause = False, False, 0.0
             with self._progress:
                 self._progress.notify_all()
 
@@ -117,6 +122,11 @@ class Sender:
             time.sleep(0.1)
             if self._hurried:
                 until = min(until, time.monotonic() + FIRST_RETRY)
+
+
+def note_answer(config: TrackingConfig) -> None:
+    """Note that a store answers: what is sent to it is waited for again."""
+    _gave_up.discard(config.uri)
 
 
 def send_left_behind(delivery: Delivery, config: TrackingConfig) -> Sent:

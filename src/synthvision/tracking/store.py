@@ -21,7 +21,7 @@ from synthvision.tracking.config import OFFLINE, PARENT, TrackingConfig, without
 from synthvision.tracking.delivery import Delivery, Sent, is_refusal, search_all
 from synthvision.tracking.process import git_commit, is_alive, this_process
 from synthvision.tracking.runs import Run
-from synthvision.tracking.sender import Sender, send_left_behind
+from synthvision.tracking.sender import Sender, note_answer, send_left_behind
 from synthvision.tracking.system import sampled
 
 PROCESS_TAG = "process"
@@ -47,27 +47,37 @@ class Store:
         return f"{self.config.address}/#/experiments/{self.experiment_id}/runs/{run_id}" if run_id else ""
 
     @contextmanager
-    def sweep_run(self, name: str, digest: str, tags: Mapping[str, object]) -> Iterator[tuple[Run, bool]]:
+    def sweep_run(
+        self, name: str, digest: str, tags: Mapping[str, object], known: str | None = None
+    ) -> Iterator[tuple[Run, bool]]:
         """Open the parent run of a sweep, or open it again where an earlier start left one.
 
         Its children may be opened in other processes, with the tag PARENT.
 
+        Args:
+            name: as the UI shows it.
+            digest: of the sweep's jobs.
+            tags: of the run.
+            known: id that an earlier start's run had in this store; believed while the store does not answer.
+
         Yields:
             The run, and whether it was there before.
         """
-        earlier = self._sweep_of(digest)
+        earlier = self._sweep_of(digest, known)
         with self._run(name, {"stage": "sweep", SWEEP_TAG: digest, **tags}, earlier) as run:
             yield run, earlier is not None
 
-    def _sweep_of(self, digest: str) -> str | None:
+    def _sweep_of(self, digest: str, known: str | None) -> str | None:
         try:
+            if known and known.startswith(OFFLINE):
+                send_left_behind(Delivery(self.config), self.config)  # the store may not have heard of it yet
             found = mlflow.MlflowClient().search_runs(
                 [self.experiment_id], f"tags.{SWEEP_TAG} = '{digest}'", max_results=1
             )
         except Exception as error:
             if is_refusal(error):
                 raise
-            return None  # the store does not answer
+            return known  # the store does not answer
         return str(found[0].info.run_id) if found else None
 
     def close_dead_runs(self) -> None:
@@ -207,6 +217,7 @@ def open_store(config: TrackingConfig, study: str) -> Store:
             if study not in known:
                 raise ConnectionError(_no_answer(config, error)) from None
             return Store(config, study, known[study])
+        note_answer(config)
         if known.get(study) != experiment_id:
             artifact.write_json(known_file, {**known, study: experiment_id})
     return Store(config, study, experiment_id)
