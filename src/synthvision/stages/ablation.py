@@ -73,7 +73,8 @@ def shared(found: Reports, baseline: str) -> tuple[Reports, dict[str, list[int]]
     of_arm = {arm: frozenset(each) & frozenset(found[baseline]) for arm, each in found.items()}
     beside = [seeds for arm, seeds in of_arm.items() if arm != baseline] or [of_arm[baseline]]
     runs = {each: len(each) * sum(each <= other for other in beside) for each in beside}
-    seeds = sorted(max(beside, key=lambda each: (runs[each], len(each), sorted(each))))
+    most = max(beside, key=lambda each: (runs[each], len(each), sorted(each)))
+    seeds = sorted(most)
     left_out = {arm: lacking for arm, each in found.items() if (lacking := [s for s in seeds if s not in each])}
     kept = {arm: {seed: each[seed] for seed in seeds} for arm, each in found.items() if arm not in left_out}
     return kept, left_out
