@@ -439,9 +439,9 @@ class _Runner:
 
     def _check_ahead(self, name: str) -> None:
         """Refuse now, before this stage's work, what a later one of this run would refuse."""
-        for later in self.needed - {name} - set(self.done):
-            if "prepare" in self.done:
-                self.table[later].allowed(self.study, self.done["prepare"])
+        if prepared := self.done.get("prepare"):
+            for later in sorted(self.needed - {name} - set(self.done)):
+                self.table[later].allowed(self.study, prepared)
 
     def _part(self, stage: Stage, folder: Path, name: str, part: str) -> None:
         """Do a part of a stage's work; a run without a part takes up what all have left, and finishes."""

@@ -113,7 +113,7 @@ def embed(network: nn.Module, pixels: Tensor) -> Floats:
     """Return embeddings (N, D) of float images (N, 3, S, S) in [0, 1]."""
     with torch.inference_mode():
         features = network.forward_features(as_input(pixels, network))  # type: ignore[operator]  # timm's
-        pooled = network.forward_head(features, pre_logits=True)  # type: ignore[operator]
+        pooled = network.forward_head(features, pre_logits=True)  # type: ignore[operator]  # timm's
     return _numbers(F.normalize(pooled.double(), dim=1))
 
 

@@ -37,11 +37,11 @@ def new_optimizer(name: str, groups: Sequence[dict[str, Any]], weight_decay: flo
 
         # The learning rate is the config's: neither relative to the step nor scaled by the weights.
         fixed = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
-        return Adafactor(groups, weight_decay=weight_decay, **fixed)  # type: ignore[no-any-return]
+        return Adafactor(groups, weight_decay=weight_decay, **fixed)  # type: ignore[no-any-return]  # transformers'
     if name == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit
 
-        return AdamW8bit(groups, weight_decay=weight_decay)  # type: ignore[no-any-return]
+        return AdamW8bit(groups, weight_decay=weight_decay)  # type: ignore[no-any-return]  # an extra
     # One fused kernel per step instead of a dozen per parameter.
     return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
 

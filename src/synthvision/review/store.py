@@ -276,7 +276,7 @@ def _follow(before: Head, seq: int, values: list[object]) -> Head:
     if seq != before.count + 1 or previous != before.hash:
         raise ChainError(f"{place}: it does not follow the one before")
     try:
-        event = Event(*content)  # type: ignore[arg-type]
+        event = Event(*content)  # type: ignore[arg-type]  # a row of SQLite
     except ValueError as error:
         raise ChainError(f"{place}: {error}") from error
     if _hash(before, event) != digest:
