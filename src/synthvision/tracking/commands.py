@@ -60,11 +60,11 @@ def compare(config: TrackingConfig, place: Place, **values: Any) -> None:
     file = (
         Path(asked.out) if asked.out else place.root / place.study / "compare" / f"{asked.sweep or 'runs'}-{name}.html"
     )
-    artifact.write_text(file, page(found, config))
     console = Console()
     console.print(terminal_table(found, console.width))
     for sentence in words(found):
         console.print(sentence, highlight=False)
+    artifact.write_text(file, page(found, config))
     more = len(found.lines) - MOST_PRINTED
     print(f"{f'{more} more lines, ' if more > 0 else ''}figure and links: {file.absolute()}")
 

@@ -6,6 +6,7 @@ parameters its own search takes 5 seconds and this 0.3. From a server through it
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -64,16 +65,14 @@ def _from_file(config: TrackingConfig, study: str) -> list[RunData]:
             [known[study]],
         )
         runs = {row[0]: RunData(row[0], str(row[1]), *row[2:]) for row in rows}
-        for name, column in (
-            ("params", "value"),
-            ("tags", "value"),
-            ("metrics", "case when is_nan then 'nan' else value end"),
-        ):
-            table = "latest_metrics" if name == "metrics" else name
-            of_study = f"run_uuid in (select run_uuid from runs where {wanted})"
-            found = database.execute(f"select run_uuid, key, {column} from {table} where {of_study}", [known[study]])
-            for run_id, key, value in found:
-                getattr(runs[run_id], name)[key] = float(value) if name == "metrics" else value
+        of_study = f"where run_uuid in (select run_uuid from runs where {wanted})"
+        for name in ("params", "tags"):  # one row per run: a row per parameter takes three times as long
+            pairs = f"select run_uuid, json_group_object(key, value) from {name} {of_study} group by run_uuid"
+            for run_id, values in database.execute(pairs, [known[study]]):
+                getattr(runs[run_id], name).update(json.loads(values))
+        metrics = f"select run_uuid, key, case when is_nan then 'nan' else value end from latest_metrics {of_study}"
+        for run_id, key, value in database.execute(metrics, [known[study]]):
+            runs[run_id].metrics[key] = float(value)
     return list(runs.values())
 
 

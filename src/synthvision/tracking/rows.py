@@ -79,8 +79,9 @@ def varying(rows: Sequence[Row]) -> dict[str, list[str]]:
     Text that contains its row's seed, as a phantom's folder does, shows SEED in its place; but what merely differs
     wherever the seed does stays: nothing tells a rate that was given to each seed from one that follows from it.
     """
-    keys = {key for row in rows for key in row.params if not key.startswith(IGNORED)}
-    columns = {key: [row.params.get(key, "") for row in rows] for key in sorted(keys, key=lambda key: (len(key), key))}
+    keys = sorted(set().union(*(row.params for row in rows)), key=lambda key: (len(key), key))
+    columns = {key: [row.params.get(key, "") for row in rows] for key in keys if not key.startswith(IGNORED)}
+    columns = {key: values for key, values in columns.items() if len(set(values)) > 1}
     seeds = [values for key, values in columns.items() if is_seed(key)]
     columns = {key: values if is_seed(key) else _seed_named(values, seeds) for key, values in columns.items()}
     columns = {key: values for key, values in columns.items() if len(set(values)) > 1}
