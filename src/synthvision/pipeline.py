@@ -44,7 +44,7 @@ from synthvision.stages.review import check_decided, decisions_digest, run_revie
 from synthvision.stages.rounds import rounds_digest
 from synthvision.stages.superres import run_superres
 from synthvision.study import Study
-from synthvision.tracking.config import JOB_TAG, PARENT, TrackingConfig
+from synthvision.tracking.config import JOB_TAG, OF_SWEEP, PARENT, TrackingConfig
 from synthvision.tracking.runs import Run
 from synthvision.tracking.store import Store, open_store
 
@@ -374,6 +374,8 @@ class _Runner:
         self.records: dict[str, artifact.StageRecord] = {}
         self.needed: set[str] = set()
         self.tags = {"backbone": study.backbone.name, "arm": study.arm.name, "seed": study.seed}
+        if swept:
+            self.tags[OF_SWEEP] = swept.parent
         self.config_text = yaml.safe_dump(dict(resolved))
         self.console = Console(stderr=True)
 

@@ -6,8 +6,7 @@ From MLflow alone: what is not in the store is not compared.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +25,11 @@ from synthvision.tracking.rows import (
     mean_interval,
     rows_of,
     rows_of_sweep,
+    usual_metrics,
     validation_metric,
     varying,
 )
 
-PREFERRED = ("test/accuracy", "test/auc", "best/val/loss", "best/val/auroc", "test/sensitivity", "test/specificity")
-MOST_METRICS = 4
 METRIC_WIDTH = 16  # characters of a column in the terminal
 MOST_DRAWN = 40  # lines of the figure; the table has all
 MOST_PRINTED = 30  # lines in the terminal; the page has all
@@ -104,7 +102,7 @@ def compare(config: TrackingConfig, study: str, asked: CompareConfig) -> Compari
         named = [find(runs, each, "stage.runs", study) for each in asked.runs]
         tree = Tree(runs)
         rows, title = [row for run in named for row in rows_of(tree, run)], f"{len(named)} runs"
-    metrics = asked.metrics or _metrics(rows)
+    metrics = asked.metrics or usual_metrics(rows)
     missing = [name for name in metrics if not any(name in row.metrics for row in rows)]
     if missing or not metrics:
         known = sorted({name for row in rows for name in row.metrics if not name.endswith(("_low", "_high"))})
@@ -133,15 +131,6 @@ def find(runs: Sequence[RunData], wanted: str, key: str, study: str, stage: str 
     raise ValueError(
         f"{key}: study={study} has no {kind} {wanted!r}; the newest are: {newest}. Set study= for another study"
     )
-
-
-def _metrics(rows: Iterable[Row]) -> list[str]:
-    """Return the metrics to show: those of the test set with intervals, and of validation, that most rows have."""
-    rows = list(rows)
-    counts = Counter(name for row in rows for name in row.metrics)
-    usual = [name for name in PREFERRED if 2 * counts[name] >= len(rows)]
-    others = sorted(name for name in counts if name not in usual and not name.endswith(("_low", "_high")))
-    return (usual or others)[:MOST_METRICS]
 
 
 def _comparison(study: str, experiment: str, title: str, rows: Sequence[Row], metrics: tuple[str, ...]) -> Comparison:

@@ -17,6 +17,7 @@ VALIDATED_ON = "validation"  # context of the data set that a model may be chose
 COMMAND_TAG = "command"  # remakes the run
 PARENT = "mlflow.parentRunId"
 JOB_TAG = "job"  # identity of a sweep's job, on each run that a start of the sweep gave it
+OF_SWEEP = "of_sweep"  # run of the sweep, on its jobs and all below them
 KEY_TAG = "journal_key"  # names a run before the server gave it an id
 OFFLINE = "offline-"  # begins such a name
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from synthvision.tracking.config import COMMAND_TAG, JOB_TAG, VALIDATION
 from synthvision.tracking.query import RunData
 
+PREFERRED = ("test/accuracy", "test/auc", "best/val/loss", "best/val/auroc", "test/sensitivity", "test/specificity")
+MOST_METRICS = 4
 CURVES = ("system/", "train/", "val/", "first/")  # begin metrics that are no result
 IGNORED = ("tracking.", "stage.", "hydra.", "root", "debug", "study", "classifier.budgets", "evaluate.reopen")
 NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)")
@@ -73,7 +75,13 @@ def rows_of(tree: Tree, job: RunData) -> Iterator[Row]:
 
 
 def varying(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """Return the parameters that tell rows apart, with their values: short name -> a value per row.
+    """Return the parameters that tell rows apart, with their values, by short names; see `telling`."""
+    columns = telling(rows)
+    return {short: columns[key] for key, short in short_names(columns).items()}
+
+
+def telling(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Return the parameters that tell rows apart, with their values: key -> a value per row.
 
     What follows from another (an arm's counts from its name, a classifier's optimizer from the optimizer) is left out.
     Text that contains its row's seed, as a phantom's folder does, shows SEED in its place; but what merely differs
@@ -91,7 +99,7 @@ def varying(rows: Sequence[Row]) -> dict[str, list[str]]:
     for key in order:
         if not any(_follows(key, other, columns) for other in kept):
             kept.append(key)
-    return {short: columns[key] for key, short in short_names(kept).items()}
+    return {key: columns[key] for key in kept}
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
@@ -130,6 +138,14 @@ def validation_metric(rows: Sequence[Row]) -> str | None:
     """Return the metric that a choice may be made by: the validation loss, or another one of validation, or none."""
     known = {name for row in rows for name in row.metrics if name.startswith(VALIDATION)}
     return f"{VALIDATION}loss" if f"{VALIDATION}loss" in known else min(known, default=None)
+
+
+def usual_metrics(rows: Sequence[Row]) -> list[str]:
+    """Return the metrics to show: those of the test set with intervals, and of validation, that most rows have."""
+    counts = Counter(name for row in rows for name in row.metrics)
+    usual = [name for name in PREFERRED if 2 * counts[name] >= max(1, len(rows))]
+    others = sorted(name for name in counts if name not in usual and not name.endswith(("_low", "_high")))
+    return (usual or others)[:MOST_METRICS]
 
 
 @dataclass(frozen=True)

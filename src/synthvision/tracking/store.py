@@ -46,6 +46,17 @@ class Store:
         """Return where the UI shows a run; nothing for a run that was not tracked."""
         return f"{self.config.address}/#/experiments/{self.experiment_id}/runs/{run_id}" if run_id else ""
 
+    def save_view(self, key: str, view: str) -> str:
+        """Keep a view of the study's table of runs, and return where the UI shows it. The store must answer.
+
+        Args:
+            key: tells it from others; a view of the same key is replaced.
+            view: as `view.view_of` makes it.
+        """
+        mlflow.MlflowClient().set_experiment_tag(self.experiment_id, f"mlflow.sharedViewState.{key}", view)
+        runs = f"{self.config.address}/#/experiments/{self.experiment_id}/runs"
+        return f"{runs}?workflowType=machine_learning&viewStateShareKey={key}"
+
     @contextmanager
     def sweep_run(
         self, name: str, digest: str, tags: Mapping[str, object], known: str | None = None

@@ -26,6 +26,7 @@ from synthvision.tracking.rows import (
     varying,
 )
 from synthvision.tracking.store import Store
+from synthvision.tracking.view import view_of
 
 FOLDER = "summary"
 BEGIN, END = "<!-- summary -->", "<!-- /summary -->"  # around what the note gets, so that it is replaced, not repeated
@@ -48,7 +49,8 @@ def log_sweep_summary(store: Store, parent_run_id: str) -> None:
     Artifacts in `summary/`: `table.csv` with a line per result and the parameters that vary as columns,
     `configurations.csv` with means over seeds, parallel coordinates, a heat map of learning rate x epochs per
     optimizer, and the importance of each hyperparameter, where there are results enough. Tags name the best run; the
-    note says it all in Markdown. The best is chosen by validation, never by the test set.
+    note says it all in Markdown, and a saved view of the study's table shows the results. The best is chosen by
+    validation, never by the test set.
 
     Raises:
         ValueError: the store has no such run.
@@ -72,8 +74,9 @@ def log_sweep_summary(store: Store, parent_run_id: str) -> None:
         if best:
             run.set_tags({"best_run": best.row.run_id, "best_metric": best.metric, "best_value": f"{best.value:.6g}"})
             run.log_metrics({best.metric: best.value})
+        view = store.save_view(parent.run_id, view_of(parent, rows, runs))
         link = store.link(best.row.run_id) if best else ""
-        run.note(_note(parent, rows, columns, best, found, why, link))
+        run.note(_note(parent, rows, columns, best, found, why, link, view))
 
 
 def table_csv(rows: Sequence[Row], columns: Mapping[str, Sequence[str]]) -> str:
@@ -164,7 +167,7 @@ def _figures(
 
 
 def _note(parent: RunData, rows: Sequence[Row], columns: Mapping[str, Sequence[str]], best: Best | None,
-          found: Importance | None, why: str, link: str) -> str:  # fmt: skip
+          found: Importance | None, why: str, link: str, view: str) -> str:  # fmt: skip
     before, _, rest = parent.tags.get(NOTE_TAG, "").partition(BEGIN)
     after = rest.partition(END)[2]
     lines = [f"### Results: {len(rows)}", ""]
@@ -186,7 +189,7 @@ def _note(parent: RunData, rows: Sequence[Row], columns: Mapping[str, Sequence[s
         lines += [f"Importance (permutation, n = {found.n}, R² {found.r2:.2f}): {most}.{trust}", ""]
     else:
         lines += [f"No importance of hyperparameters: {why}.", ""]
-    lines += ["Table and figures: artifacts, `summary/`."]
+    lines += [f"Table and figures: artifacts, `summary/`. In the UI's own table: the [view *{parent.name}*]({view})."]
     text = "\n".join(lines)
     return f"{before.rstrip()}\n\n{BEGIN}\n{text}\n{END}{after}"
 
