@@ -111,6 +111,17 @@ def test_a_sweep_is_a_run_above_its_jobs(in_process: Path) -> None:
     assert "classifier.lr=1e-3,1e-4" in config.hydra.overrides.task
 
 
+def test_its_view_finds_its_results(in_process: Path) -> None:
+    client = mlflow.MlflowClient(TrackingConfig(str(in_process / "mlruns")).uri)
+    experiment = client.get_experiment_by_name("phantom")
+    (view,) = [text for key, text in experiment.tags.items() if key.startswith("mlflow.sharedViewState.")]
+    state = json.loads(json.loads(view)["state"])
+    shown = client.search_runs([experiment.experiment_id], state["searchFilter"])
+    assert {run.info.run_name for run in shown} == {
+        f"lr={lr}, epoch {epochs}" for lr in (0.001, 0.0001) for epochs in (1, 2)
+    }
+
+
 def test_a_second_start_does_nothing_and_says_the_best(in_process: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = len(runs_of(in_process))
     capfd.readouterr()
