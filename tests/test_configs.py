@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from synthvision import cli
 from synthvision.cli import OF_THE_STORE
 from synthvision.diffusion.backbone import PACKAGE_WEIGHTS
-from synthvision.pipeline import ALONE, OPTIONAL, STAGES, USES
+from synthvision.stages.table import ALONE, OPTIONAL, STAGES, USES
 
 CONF = cli.ROOT / "conf"
 OPTIONS = sorted(file.relative_to(CONF).with_suffix("").as_posix() for file in CONF.glob("*/*.yaml"))

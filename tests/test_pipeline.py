@@ -17,8 +17,8 @@ from mlflow.entities import Run
 from synthvision import artifact
 from synthvision.data.images import load_batch
 from synthvision.manifest import Manifest
-from synthvision.pipeline import STAGES
 from synthvision.predictions import Predictions
+from synthvision.stages.table import STAGES
 from synthvision.tracking.config import TrackingConfig
 
 SMALL = (
