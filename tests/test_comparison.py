@@ -8,12 +8,14 @@ from scipy.stats import binomtest, ttest_1samp
 
 from synthvision.evaluation.comparison import (
     ArmRuns,
+    Difference,
     Truth,
     bootstrap_p,
     delong_paired,
     differences,
     mcnemar_p,
     mean_over_seeds,
+    measure,
     smallest_difference,
 )
 from synthvision.evaluation.intervals import delong
@@ -29,6 +31,10 @@ def arm(rng: np.random.Generator, shift: float, seeds: int = 3, base: np.ndarray
     hard = np.zeros(N) if base is None else base
     score = rng.normal(np.where(TRUTH, shift, -shift) + hard, 0.7, (seeds, N))
     return ArmRuns(list(score > 0), list(1 / (1 + np.exp(-score))))
+
+
+def compared(arms: dict[str, ArmRuns], baseline: str, truths: list[Truth], draws: int) -> tuple[Difference, ...]:
+    return differences(arms, baseline, truths, measure(arms, truths, draws))
 
 
 def test_mcnemar_is_a_binomial_test_of_the_images_on_which_both_differ():
@@ -78,7 +84,7 @@ def test_a_better_arm_is_found_better_and_an_equal_one_is_not():
     rng = np.random.default_rng(2)
     hard = rng.normal(0, 0.5, N)
     arms = {"base": arm(rng, 0.6, base=hard), "same": arm(rng, 0.6, base=hard), "better": arm(rng, 1.6, base=hard)}
-    same, better = differences(arms, "base", TRUTHS, draws=2000)
+    same, better = compared(arms, "base", TRUTHS, 2000)
     assert (same.arm, better.arm) == ("same", "better")
     assert better.accuracy.low > 0
     assert better.p_adjusted < 0.01
@@ -93,8 +99,8 @@ def test_a_better_arm_is_found_better_and_an_equal_one_is_not():
 def test_holm_makes_p_larger_the_more_arms_are_compared():
     rng = np.random.default_rng(3)
     arms = {"base": arm(rng, 0.6)} | {f"a{n}": arm(rng, 0.9) for n in range(4)}
-    alone = differences({name: arms[name] for name in ("base", "a0")}, "base", TRUTHS, 500)[0]
-    among = differences(arms, "base", TRUTHS, 500)[0]
+    alone = compared({name: arms[name] for name in ("base", "a0")}, "base", TRUTHS, 500)[0]
+    among = compared(arms, "base", TRUTHS, 500)[0]
     assert alone.p == alone.p_adjusted == among.p
     assert among.p_adjusted >= among.p
 
@@ -104,7 +110,7 @@ def test_equal_arms_are_called_different_about_one_time_in_twenty():
     for _ in range(60):
         hard = rng.normal(0, 0.5, N)
         arms = {"a": arm(rng, 0.7, 1, hard), "b": arm(rng, 0.7, 1, hard)}
-        called += differences(arms, "a", [Truth(TRUTH, tuple(str(n) for n in range(N)))], 400)[0].p < 0.05
+        called += compared(arms, "a", [Truth(TRUTH, tuple(str(n) for n in range(N)))], 400)[0].p < 0.05
     assert called <= 8
 
 
@@ -115,7 +121,7 @@ SHARED = [Truth(TRUTH, tuple(str(n) for n in range(N)))] * 5
 def test_seeds_with_patients_of_their_own_are_tested_by_students_t():
     rng = np.random.default_rng(7)
     arms = {name: arm(rng, shift, 5) for name, shift in (("a", 0.6), ("b", 0.8))}
-    found = differences(arms, "a", OWN, 50)[0]
+    found = compared(arms, "a", OWN, 50)[0]
     change = [(np.stack(runs.called) == TRUTH).mean(1) for runs in (arms["b"], arms["a"])]
     expected = ttest_1samp(change[0] - change[1], 0)
     assert found.p == pytest.approx(expected.pvalue)
@@ -127,7 +133,7 @@ def test_seeds_that_share_their_patients_tell_no_more_than_these_do():
     """Training that makes no difference leaves the standard error of one test set, however many seeds there are."""
     hard = np.random.default_rng(7).random(N) < 0.2
     arms = {"a": ArmRuns([TRUTH ^ hard] * 5, [np.zeros(N)] * 5), "b": ArmRuns([TRUTH] * 5, [np.zeros(N)] * 5)}
-    found = differences(arms, "a", SHARED, 4000)[0].accuracy
+    found = compared(arms, "a", SHARED, 4000)[0].accuracy
     share = hard.mean()
     assert (found.high - found.low) / 2 / 1.96 == pytest.approx(math.sqrt(share * (1 - share) / N), rel=0.06)
     assert found.n == N
@@ -173,9 +179,9 @@ def test_no_draw_on_the_other_side_is_not_a_p_of_zero():
 def test_what_does_not_fit_is_refused():
     rng = np.random.default_rng(6)
     with pytest.raises(ValueError, match="baseline must be one of"):
-        differences({"a": arm(rng, 1)}, "b", TRUTHS, 10)
+        compared({"a": arm(rng, 1)}, "b", TRUTHS, 10)
     with pytest.raises(ValueError, match=r"arm a has \[200, 200, 200\] test images, by seed; there are \[200, 200\]"):
-        differences({"a": arm(rng, 1)}, "a", TRUTHS[1:], 10)
+        compared({"a": arm(rng, 1)}, "a", TRUTHS[1:], 10)
     with pytest.raises(ValueError, match=r"must be \(images,\) each"):
         ArmRuns([], [])
     with pytest.raises(ValueError, match=r"must be \(images,\) each"):

@@ -18,10 +18,9 @@ from synthvision.evaluation.comparison import (
     ArmRuns,
     Difference,
     Truth,
-    by_seed,
     differences,
-    draw_patients,
     draw_seeds,
+    measure,
     people,
 )
 from synthvision.evaluation.intervals import LEVEL, Estimate, bootstrap
@@ -133,21 +132,17 @@ def ablate(
     Raises:
         ValueError: the baseline is not among the arms, or an arm has other seeds or images.
     """
-    found = differences({name: arm.runs for name, arm in arms.items()}, baseline, truths, draws)
-    weights = draw_patients(truths, draws)
-    measured = {name: {m: float(each.mean()) for m, each in by_seed(arm.runs, truths, None).items()}
-                for name, arm in arms.items()}  # fmt: skip
-    drawn = {name: {m: draw_seeds(each) for m, each in by_seed(arm.runs, truths, weights).items()}
-             for name, arm in arms.items()}  # fmt: skip
+    runs = {name: arm.runs for name, arm in arms.items()}
+    measured = measure(runs, truths, draws)
+    found = differences(runs, baseline, truths, measured)
+    means = {name: {m: (float(each.found[m].mean()), draw_seeds(each.drawn[m])) for m in each.found}
+             for name, each in measured.items()}  # fmt: skip
     rows = [
-        Row(name, arm.made_of, **{
-            measure: bootstrap(measured[name][measure], drawn[name][measure], people(truths))
-            for measure in ("accuracy", "sensitivity", "specificity", "auc")
-        })
+        Row(name, arm.made_of, **{m: bootstrap(*mean, people(truths)) for m, mean in means[name].items()})
         for name, arm in arms.items()
-    ]  # fmt: skip
+    ]
     rows.sort(key=lambda row: (-row.accuracy.value, row.arm))
-    accuracy = {name: (measured[name]["accuracy"], drawn[name]["accuracy"]) for name in arms}
+    accuracy = {name: of["accuracy"] for name, of in means.items()}
     alone = _over_real([row for row in rows if _is_real(row) and not row.made_of.synthetic])
     beside = _over_real([row for row in rows if _is_real(row) and row.made_of.synthetic and row.made_of.ratio is None])
     real, ratios = _ladder([row for row in rows if _is_real(row) and row.made_of.ratio is not None])

@@ -74,34 +74,56 @@ class Difference:
 BySeed = Mapping[str, Floats]  # measure -> (draws, seeds)
 
 
-def differences(
-    arms: Mapping[str, ArmRuns], baseline: str, truths: Sequence[Truth], draws: int, seed: int = 0
-) -> tuple[Difference, ...]:
-    """Return every arm against `baseline`.
+@dataclass(frozen=True)
+class Measured:
+    """Accuracy, sensitivity, specificity and AUC of one arm by seed."""
+
+    found: BySeed  # on the test images as they are, one row
+    drawn: BySeed  # on patients drawn anew, the same in all arms
+
+
+def measure(arms: Mapping[str, ArmRuns], truths: Sequence[Truth], draws: int, seed: int = 0) -> Mapping[str, Measured]:
+    """Measure every arm.
 
     Args:
         arms: each with one run per seed, in the order of `truths`.
-        baseline: one of them.
         truths: of each seed. Where two seeds have the same patients, these are drawn alike for both.
         draws: of the bootstrap.
         seed: of the draws.
 
     Raises:
-        ValueError: the baseline is not among the arms, or an arm has other seeds or images.
+        ValueError: an arm has other seeds or images.
     """
-    if baseline not in arms:
-        raise ValueError(f"the baseline must be one of {sorted(arms)}; it is {baseline!r}")
     images = [len(truth.positive) for truth in truths]
     for name, runs in arms.items():
         if [len(called) for called in runs.called] != images:
             has = [len(called) for called in runs.called]
             raise ValueError(f"arm {name} has {has} test images, by seed; there are {images}")
-    weights = draw_patients(truths, draws, seed)
-    points = {name: by_seed(runs, truths, None) for name, runs in arms.items()}
-    drawn = {name: by_seed(runs, truths, weights) for name, runs in arms.items()}
+    weights = _draw_patients(truths, draws, seed)
+    return {name: Measured(_by_seed(runs, truths, None), _by_seed(runs, truths, weights))
+            for name, runs in arms.items()}  # fmt: skip
+
+
+def differences(
+    arms: Mapping[str, ArmRuns], baseline: str, truths: Sequence[Truth], measured: Mapping[str, Measured]
+) -> tuple[Difference, ...]:
+    """Return every arm against `baseline`.
+
+    Args:
+        arms: as given to `measure`.
+        baseline: one of them.
+        truths: as given to `measure`.
+        measured: what that returned.
+
+    Raises:
+        ValueError: the baseline is not among the arms.
+    """
+    if baseline not in arms:
+        raise ValueError(f"the baseline must be one of {sorted(arms)}; it is {baseline!r}")
+    base = measured[baseline]
     found = [
-        _difference(name, _minus(points[name], points[baseline]), _minus(drawn[name], drawn[baseline]), arms[name],
-                    arms[baseline], truths)
+        _difference(name, _minus(measured[name].found, base.found), _minus(measured[name].drawn, base.drawn),
+                    arms[name], arms[baseline], truths)
         for name in arms if name != baseline
     ]  # fmt: skip
     if not found:
@@ -114,7 +136,7 @@ def _minus(one: BySeed, other: BySeed) -> BySeed:
     return {measure: values - other[measure] for measure, values in one.items()}
 
 
-def draw_patients(truths: Sequence[Truth], draws: int, seed: int = 0) -> list[Floats]:
+def _draw_patients(truths: Sequence[Truth], draws: int, seed: int) -> list[Floats]:
     """Return for each seed how often each image counts in each draw, (draws, N); see `patient_draws`."""
     sets = list(dict.fromkeys(truth.patients for truth in truths))
     return [patient_draws(truth.patients, draws, seed + sets.index(truth.patients)) for truth in truths]
@@ -166,7 +188,7 @@ def mean_over_seeds(change: Floats, drawn: Floats, truths: Sequence[Truth]) -> t
     return interval, 2 * float(student.sf(abs(value) / error, freedom))
 
 
-def by_seed(runs: ArmRuns, truths: Sequence[Truth], weights: Sequence[Floats] | None) -> BySeed:
+def _by_seed(runs: ArmRuns, truths: Sequence[Truth], weights: Sequence[Floats] | None) -> BySeed:
     """Return accuracy, sensitivity, specificity and AUC of each seed under drawn patients.
 
     Args:
