@@ -12,6 +12,7 @@ import pytest
 
 from synthvision.artifact import sha256_file
 from synthvision.data.images import write_png
+from synthvision.data.masks import write_mask
 from synthvision.manifest import Manifest, Record
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +36,33 @@ def make_manifest(tmp_path: Path) -> MakeManifest:
         return Manifest(tuple(records), tmp_path)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def guides(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """Three guides of the size that the small backbones take; two have a mask."""
+    from backbones import SIDE
+
+    root = tmp_path_factory.mktemp("guides")
+    rng = np.random.default_rng(0)
+    records = []
+    for index, caption in enumerate(("sks spots", "early spots", "many sks spots")):
+        name, mask = f"g{index}", ""
+        write_png(root / f"{name}.png", rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))
+        if index < 2:
+            lesion = np.zeros((SIDE, SIDE), dtype=bool)
+            lesion[2:6, 4 : 8 + index] = True
+            mask = f"{name}.mask.png"
+            write_mask(root / mask, lesion)
+        digest = sha256_file(root / f"{name}.png")
+        records.append(Record(name, f"{name}.png", digest, "lesion", "real", "guide", caption=caption, mask=mask))
+    return Manifest(tuple(records), root)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for small backbones."""
+    return tmp_path_factory.mktemp("weights")
 
 
 @pytest.fixture(scope="session")

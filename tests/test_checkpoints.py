@@ -14,7 +14,6 @@ from backbones import make
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from test_dreambooth import CONFIG, run
-from test_dreambooth_options import guides, weights  # noqa: F401
 
 from synthvision.diffusion import checkpoints
 from synthvision.manifest import Manifest
@@ -35,7 +34,7 @@ def no_file_above(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_checkpoints_load_and_share_what_is_frozen(guides: Manifest, weights: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_checkpoints_load_and_share_what_is_frozen(guides: Manifest, weights: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, export_every=2, text_steps=0)
     result = run(make("sd15", weights / "sd15"), guides, config, tmp_path)
     folders = [*sorted((tmp_path / "out" / "checkpoints").iterdir()), result.weights]
@@ -52,7 +51,7 @@ def test_checkpoints_load_and_share_what_is_frozen(guides: Manifest, weights: Pa
     StableDiffusionPipeline.from_pretrained(folders[1])
 
 
-def test_a_trained_text_encoder_is_in_every_checkpoint(guides: Manifest, weights: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_trained_text_encoder_is_in_every_checkpoint(guides: Manifest, weights: Path, tmp_path: Path) -> None:
     run(make("sd15", weights / "sd15"), guides, replace(CONFIG, export_every=1), tmp_path)
     folders = sorted((tmp_path / "out" / "checkpoints").iterdir())
     texts = [load_file(folder / TEXT)["final_layer_norm.weight"] for folder in folders]
@@ -61,8 +60,8 @@ def test_a_trained_text_encoder_is_in_every_checkpoint(guides: Manifest, weights
 
 
 def test_adapter_checkpoints_are_the_base_by_links_and_a_small_file(
-    guides: Manifest,  # noqa: F811
-    weights: Path,  # noqa: F811
+    guides: Manifest,
+    weights: Path,
     tmp_path: Path,
 ) -> None:
     config = replace(CONFIG, export_every=2, method="lora", lora_rank=2)
@@ -80,7 +79,7 @@ def test_adapter_checkpoints_are_the_base_by_links_and_a_small_file(
 
 
 def test_a_disk_without_links_gets_copies(
-    weights: Path,  # noqa: F811
+    weights: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -96,8 +95,8 @@ def test_a_disk_without_links_gets_copies(
 
 
 def test_a_full_disk_leaves_the_older_checkpoint_and_says_so(
-    guides: Manifest,  # noqa: F811
-    weights: Path,  # noqa: F811
+    guides: Manifest,
+    weights: Path,
     tmp_path: Path,
 ) -> None:
     """The state to resume from: the system refuses to write it; then there is room again, and training goes on."""
@@ -122,7 +121,7 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_says_so(
     assert (result.weights / UNET).read_bytes() == (tmp_path / "whole" / "out" / "weights" / UNET).read_bytes()
 
 
-def test_a_full_disk_leaves_the_older_pipeline(weights: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_full_disk_leaves_the_older_pipeline(weights: Path, tmp_path: Path) -> None:
     backbone = make("sd15", weights / "sd15")
     checkpoints.export(backbone, tmp_path / "a", ["unet"], None)
     before = (tmp_path / "a" / UNET).read_bytes()

@@ -8,21 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from backbones import SIDE, make
 from backbones import config as backbone_config
+from backbones import make
 from diffusers import StableDiffusionPipeline
 from pytorch_lightning.loggers import CSVLogger
 from safetensors.torch import load_file
 from test_dreambooth import CLASS_PROMPTS, CONFIG, SUBJECT, KilledError, run
 
-from synthvision.artifact import sha256_file, tree_digest
-from synthvision.data.images import write_png
-from synthvision.data.masks import write_mask
+from synthvision.artifact import tree_digest
 from synthvision.diffusion.backbone import Backbone, load
 from synthvision.diffusion.dreambooth import DreamBoothResult, train
 from synthvision.diffusion.module import Batch, DreamBooth
 from synthvision.diffusion.recipe import DreamBoothConfig
-from synthvision.manifest import Manifest, Record
+from synthvision.manifest import Manifest
 
 STATES = {
     "ema": {"ema_decay": 0.9},
@@ -43,30 +41,6 @@ STATES = {
         "export_every": 2,
     },
 }
-
-
-@pytest.fixture(scope="module")
-def guides(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    """Three guides; two have a mask."""
-    root = tmp_path_factory.mktemp("guides")
-    rng = np.random.default_rng(0)
-    records = []
-    for index, caption in enumerate(("sks spots", "early spots", "many sks spots")):
-        name, mask = f"g{index}", ""
-        write_png(root / f"{name}.png", rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))
-        if index < 2:
-            lesion = np.zeros((SIDE, SIDE), dtype=bool)
-            lesion[2:6, 4 : 8 + index] = True
-            mask = f"{name}.mask.png"
-            write_mask(root / mask, lesion)
-        digest = sha256_file(root / f"{name}.png")
-        records.append(Record(name, f"{name}.png", digest, "lesion", "real", "guide", caption=caption, mask=mask))
-    return Manifest(tuple(records), root)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("weights")
 
 
 def saved(result: DreamBoothResult, part: str = "unet") -> dict[str, torch.Tensor]:

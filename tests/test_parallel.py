@@ -8,7 +8,6 @@ import torch
 from backbones import make
 from safetensors.torch import load_file
 from test_dreambooth import CONFIG, run
-from test_dreambooth_options import guides, weights  # noqa: F401
 
 from synthvision.manifest import Manifest
 
@@ -32,8 +31,8 @@ def test_two_processes_lose_what_one_does(
     kind: str,
     strategy: str,
     options: dict[str, object],
-    guides: Manifest,  # noqa: F811
-    weights: Path,  # noqa: F811
+    guides: Manifest,
+    weights: Path,
     tmp_path: Path,
 ) -> None:
     config = replace(CONFIG, **{**OPTIONS, **options})  # type: ignore[arg-type]
