@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +115,8 @@ def test_the_page_has_every_arm_and_says_what_is_better(found: Ablation, tmp_pat
     assert all(row.arm in page for row in found.rows)
     assert "late was left out: it was not run with seed 3" in page
     assert "<svg" in page
-    better = sentences(found)[0].partition("better than guides_only: ")[2].partition(";")[0].split(", ")
+    better = sentences(found)[0].partition("better than guides_only: ")[2]
+    better = re.split(r"; |\. ", better)[0].split(", ")
     assert {"real_100", "real_500", "synthetic_only", "perfect"} <= set(better)
     assert set(better) == {d.arm for d in found.differences if d.p_adjusted < 0.05 and d.accuracy.value > 0}
     assert "hopeless" not in better
@@ -123,6 +126,17 @@ def test_the_page_has_every_arm_and_says_what_is_better(found: Ablation, tmp_pat
         next(row for row in found.rows if row.arm == "real_50").accuracy.value, abs=1e-6
     )
     assert {file.name for file in (tmp_path / "figures").iterdir()} == {"arms.svg", "ratio.svg", "real-images.svg"}
+
+
+def test_what_only_holm_s_correction_undoes_is_a_hint(found: Ablation) -> None:
+    ps = {"real_500": (0.001, 0.01), "perfect": (0.02, 0.2), "hopeless": (0.03, 0.2)}
+    planted = [replace(d, p=p, p_adjusted=q) for d in found.differences for p, q in [ps.get(d.arm, (0.5, 1.0))]]
+    n = len(planted)
+    assert sentences(replace(found, differences=tuple(planted)))[0] == (
+        "By p < 0.05 after Holm's correction, better than guides_only: real_500. Each taken by itself, which is a hint "
+        "and no finding, better than guides_only: perfect; worse than guides_only: hopeless. "
+        f"{n - 3} of {n} arms cannot be told from guides_only."
+    )
 
 
 def test_arms_that_were_run_are_compared_without_opening_a_test_set(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from synthvision import __version__
 from synthvision.artifact import write_text
 from synthvision.evaluation import figures, words
 from synthvision.evaluation.ablation import Ablation, Worth
+from synthvision.evaluation.comparison import Difference
 from synthvision.evaluation.figures_ablation import figures_of_ablation
 from synthvision.evaluation.intervals import LEVEL, Estimate
 from synthvision.evaluation.report import environment
@@ -47,12 +48,28 @@ def sentences(found: Ablation) -> list[str]:
 
 
 def _beside(found: Ablation) -> str:
-    sure = [d for d in found.differences if d.p_adjusted < 1 - LEVEL]
-    better, worse = [d.arm for d in sure if d.accuracy.value > 0], [d.arm for d in sure if d.accuracy.value < 0]
-    alike = [d.arm for d in found.differences if d not in sure]
-    parts = {f"better than {found.baseline}": better, "worse": worse, "neither can be said of": alike}
-    said = "; ".join(f"{words}: {', '.join(arms)}" for words, arms in parts.items() if arms)
-    return f"By p < {1 - LEVEL:.2g} after Holm's correction, {said or 'there is nothing to compare'}."
+    """Say which arms are known to differ from the baseline, and which would be but for the number of comparisons."""
+    base, level = found.baseline, 1 - LEVEL
+    if not found.differences:
+        return f"There is nothing to compare with {base}."
+    sure = [d for d in found.differences if d.p_adjusted < level]
+    hints = [d for d in found.differences if d.p < level and d not in sure]
+    others = len(found.differences) - len(sure) - len(hints)
+    said = [
+        f"By p < {level:.2g} after Holm's correction, {_sides(sure, base) or f'no arm is better or worse than {base}'}."
+    ]
+    if hints:
+        said.append(f"Each taken by itself, which is a hint and no finding, {_sides(hints, base)}.")
+    if others:
+        said.append(f"{others} of {len(found.differences)} arms cannot be told from {base}.")
+    return " ".join(said)
+
+
+def _sides(differences: Sequence[Difference], baseline: str) -> str:
+    better = [d.arm for d in differences if d.accuracy.value > 0]
+    worse = [d.arm for d in differences if d.accuracy.value < 0]
+    parts = {f"better than {baseline}": better, f"worse than {baseline}": worse}
+    return "; ".join(f"{words}: {', '.join(arms)}" for words, arms in parts.items() if arms)
 
 
 def _worth(worth: Worth) -> str:

@@ -62,5 +62,6 @@ def curve_figure(curves: Mapping[str, Sequence[Point]], xlabel: str) -> Figure:
     axes.minorticks_off()
     axes.set(xlabel=xlabel, ylabel="accuracy")
     axes.grid(color=GRID)
-    axes.legend()
+    if sum(map(bool, curves.values())) > 1:
+        axes.legend()
     return figure
