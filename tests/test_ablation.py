@@ -91,7 +91,7 @@ def test_a_planted_worth_lies_in_its_interval(found: Ablation) -> None:
     assert worth["perfect"].low == math.inf
     text = " ".join(sentences(found))
     assert "hopeless are worth fewer than 10 real ones" in text
-    assert "perfect are worth more than 500 real ones" in text
+    assert "perfect are worth more than 500 real ones (95% interval more than 500)" in text
 
 
 def test_curves_and_saturation_are_of_the_arms_that_were_run(found: Ablation) -> None:

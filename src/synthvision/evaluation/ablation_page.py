@@ -74,9 +74,10 @@ def _sides(differences: Sequence[Difference], baseline: str) -> str:
 
 def _worth(worth: Worth) -> str:
     low, high = _number(worth, worth.low), _number(worth, worth.high)
+    interval = low if low == high else f"{low} to {high}"
     return (
-        f"The training images of {worth.arm} are worth {_number(worth, worth.images)} real ones (95% interval {low} to "
-        f"{high}), by where the curve of real images alone reaches their accuracy."
+        f"The training images of {worth.arm} are worth {_number(worth, worth.images)} real ones (95% interval "
+        f"{interval}), by where the curve of real images alone reaches their accuracy."
     )
 
 
