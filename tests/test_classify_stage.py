@@ -55,6 +55,7 @@ def files(folder: Path) -> dict[str, str]:
 def test_the_second_phase_goes_on_from_the_first_and_both_are_kept(given: Context) -> None:
     result = run_classify(given)
     assert set(result.metrics) >= {"best/val/loss", "first/val/loss", "threshold"}
+    assert min(result.metrics).startswith("best/val/")  # what MLflow's compare page draws at once
     assert len((given.out / "history.csv").read_text().splitlines()) == 1 + 2
     assert len((given.out / FIRST / "history.csv").read_text().splitlines()) == 1 + 3
     seen = Manifest.read(given.out / "training.csv", given.study.folder)

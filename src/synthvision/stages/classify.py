@@ -53,9 +53,12 @@ def _result(done: Trained, inputs: Mapping[str, Manifest]) -> Result:
     folder = done.weights.parent
     done.val_predictions.write(folder / "validation.csv")
     _write_rows(folder / HISTORY, done.history)
-    best = {f"best/{name}": value for name, value in done.history[done.best_epoch].items()}
+    kept = done.history[done.best_epoch]
+    # MLflow's compare page draws the first metric by name: it shall be one that runs are chosen by.
+    best = {f"best/{name}": value for name, value in kept.items() if name.startswith("val/")}
+    reached = {"reached/epoch": kept["epoch"], "threshold": done.threshold}
     files = [folder / HISTORY, folder / "validation.csv"]
-    return Result({**best, "threshold": done.threshold}, files, inputs, classifier=done.weights)
+    return Result({**best, **reached}, files, inputs, classifier=done.weights)
 
 
 def _first_phase(given: Context, images: Manifest, validation: Manifest) -> Trained:
