@@ -92,9 +92,17 @@ def test_the_review_page_is_for_physicians_unless_told_otherwise() -> None:
     assert composed("stage=classify").review._target_.endswith("UnattendedPolicy")
 
 
-def test_every_arm_can_be_reviewed_by_physicians() -> None:
+def test_every_arm_but_the_unreviewed_can_be_reviewed_by_physicians() -> None:
     for file in (CONF / "arm").glob("*.yaml"):
-        cli.study_of(composed("review=physician", f"arm={file.stem}"))
+        if file.stem != "unreviewed":
+            cli.study_of(composed("review=physician", f"arm={file.stem}"))
+
+
+def test_what_beats_an_arm_does_not_make_its_control_the_method() -> None:
+    with pytest.raises(ValueError, match=r"arm=no_personalisation .* must be 0; it has dreambooth\.unet_steps=1200"):
+        cli.study_of(composed("arm=no_personalisation", "dreambooth.unet_steps=1200"))
+    with pytest.raises(ValueError, match=r"arm=unreviewed .* must be unattended; it is physician"):
+        cli.study_of(composed("arm=unreviewed", "review=physician"))
 
 
 def test_an_arm_without_images_is_refused_before_any_work() -> None:

@@ -158,6 +158,8 @@ class Arm:
         equal_classes: every other class has as many images as the disease.
         before: a first training; None for none.
         symmetric: the other classes are trained on images that went through the same model as the disease's.
+        personalised: False for a control whose synthetic images come from the base, without a DreamBooth step.
+        reviewed: False where readers' decisions have no part in it.
 
     Raises:
         ValueError: a value breaks its rule; the message names key, rule and value.
@@ -170,6 +172,8 @@ class Arm:
     equal_classes: bool = False
     before: Phase | None = None
     symmetric: bool = False
+    personalised: bool = True
+    reviewed: bool = True
 
     def __post_init__(self) -> None:
         _check_origins("arm.positives", self.positives)
@@ -321,6 +325,7 @@ class Study:
             there["synthetic"] = self.review.accept
         if arm.symmetric:
             self._check_symmetric()
+        self._check_control()
         if arm.before:
             replace(self.classifier, epochs=arm.before.epochs, lr=arm.before.lr)  # checks itself
         for name, most in there.items():
@@ -328,6 +333,21 @@ class Study:
             if wanted > most:
                 key = "review.accept" if name == "synthetic" else f"dataset.counts.{self._label(name)}.train"
                 raise ValueError(f"arm={arm.name} needs at least {wanted} images of {key}, which is {most}; raise it")
+
+    def _check_control(self) -> None:
+        """Refuse a control that the command line or a sweep, which win over the arm, would make the method again."""
+        steps = {f"dreambooth.{key}": getattr(self.dreambooth, key) for key in ("unet_steps", "text_steps")}
+        trained = [f"{key}={count}" for key, count in steps.items() if count]
+        if not self.arm.personalised and trained:
+            raise ValueError(
+                f"arm={self.arm.name} stands for the base without a DreamBooth step: {' and '.join(steps)} must be 0; "
+                f"it has {', '.join(trained)}. Set other arms' in a file (dreambooth=MINE), which this arm beats"
+            )
+        if not self.arm.reviewed and isinstance(self.review, PhysicianPolicy):
+            raise ValueError(
+                f"arm={self.arm.name} takes candidates as they come: review must be unattended; it is physician. Set "
+                "review=physician for the other arms alone (hydra.sweeper.tables)"
+            )
 
     def _check_symmetric(self) -> None:
         if self.generate.mode == "paint" and len(self.disease.classes) > 2:
