@@ -34,6 +34,15 @@ def task(config: Any, _overrides: Sequence[str], *, digest: str, **_: Any) -> Si
         raise ReportedError from ValueError("classifier.lr must be above 0\nand more")
     if config.does == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if config.does == "die beside b":  # as often as b runs with it
+        until = time.monotonic() + 3
+        while sum(call[0] == "b" for call in calls()) < sum(call[0] == digest for call in calls()):
+            if time.monotonic() > until:
+                break
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if config.does == "linger":
+        time.sleep(4)
     if config.does == "pool":  # as reading images does
         with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
             pool.submit(os.getpid).result()
@@ -90,6 +99,12 @@ def test_a_killed_process_takes_no_other_job_with_it(launcher: Launcher, work: W
     lost = work.book.outcome("a")
     assert lost is not None
     assert "its process ended without a result" in lost.error
+
+
+def test_a_job_that_only_ever_ran_beside_the_killed_one_is_not_blamed(work: Work) -> None:
+    jobs = freeze(work, a="die beside b", b="linger")
+    Joblib(2, accelerator="cpu").run(jobs, work, lambda: None)
+    assert states(work, jobs) == {"a": FAILED, "b": DONE}
 
 
 def test_slurm_is_asked_for_what_the_config_says(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -21,7 +20,6 @@ from typing import Any, Protocol
 from synthvision.sweep.book import FAILED, Outcome
 from synthvision.sweep.worker import Elsewhere, Work
 
-ATTEMPTS = 2  # of a job whose process was killed, perhaps in place of another's
 GRACE = 20.0  # seconds that jobs get to close their runs
 POLL = 0.3
 KILLED = "its process ended without a result, as when it is killed or the machine has no memory left"
@@ -111,18 +109,23 @@ class Joblib:
     def run(self, jobs: Sequence[str], work: Work, watch: Watch) -> None:
         joblib = _imported("joblib")
         run = self.share.elsewhere(work)
-        left, lost = list(jobs), Counter[str]()
-        while left:
+        left = list(jobs)
+
+        def attempt(these: Sequence[str]) -> list[str]:
+            """Run jobs; return those without an outcome, which are some where a process was killed."""
             with joblib.parallel_config(backend="loky", inner_max_num_threads=run.threads), suppress(BrokenProcessPool):
                 parallel = joblib.Parallel(n_jobs=self.width, batch_size=1, return_as="generator_unordered")
-                for _ in parallel(joblib.delayed(run)(job) for job in left):
+                for _ in parallel(joblib.delayed(run)(job) for job in these):
                     watch()
+            return [job for job in these if work.book.outcome(job) is None]
+
+        while left := attempt(left):
+            # One was killed, and the others that were running fell with it: by itself each shows whether it is the one.
+            for job in [job for job in left if work.book.is_running(job)]:
+                for lost in attempt([job]):
+                    work.book.end(lost, Outcome(FAILED, 0.0, KILLED))
+                watch()
             left = [job for job in left if work.book.outcome(job) is None]
-            lost.update(job for job in left if work.book.is_running(job))  # one was killed, the others fell with it
-            for job in [job for job in left if lost[job] >= ATTEMPTS]:
-                work.book.end(job, Outcome(FAILED, 0.0, KILLED))
-            left = [job for job in left if lost[job] < ATTEMPTS]
-            watch()
 
 
 @dataclass(frozen=True)
