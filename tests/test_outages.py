@@ -24,7 +24,7 @@ from servers import Server
 from test_cli import STAND_IN
 from torch.utils.data import DataLoader
 
-from synthvision.tracking.config import TrackingConfig, without_passwords
+from synthvision.tracking.config import OF_SWEEP, PARENT, TrackingConfig, without_passwords
 from synthvision.tracking.journal import Journal, left_behind
 from synthvision.tracking.store import open_store, sync
 
@@ -346,6 +346,21 @@ def test_a_sweep_that_began_in_an_outage_is_known_until_the_store_says_otherwise
         again, before = start(deleted)
         assert not before
         mlflow.MlflowClient(config.uri).delete_run(again)
+
+
+def test_a_job_of_a_sweep_that_began_in_an_outage_names_the_sweep_that_arrived(
+    server: Server, config: TrackingConfig, study: str
+) -> None:
+    store, own = open_store(config, study), open_store(config, study)
+    server.kill()
+    with store.sweep_run("grid", "digest", {}) as (sweep, _):
+        below = {PARENT: sweep.run_id, OF_SWEEP: sweep.run_id}
+        with own.pipeline_run("seed 0", {"seed": 0}, "seed: 0\n", below):
+            pass
+    server.start()
+    sync(config)
+    found = runs(config, study)
+    assert {found["seed 0"].data.tags[tag] for tag in below} == {found["grid"].info.run_id}
 
 
 PASSWORD_CODE = """

@@ -44,6 +44,7 @@ def table(browser: Browser, address: str) -> tuple[list[str], set[str]]:
     page = browser.new_page(viewport={"width": 1600, "height": 900})
     page.goto(address)
     page.locator("[row-index] a[href*='/runs/']").first.wait_for(timeout=60_000)
+    page.locator("[role=columnheader][col-id*='best/val/loss']").first.wait_for(timeout=60_000)
     rows = page.locator("[row-index]:has(a)").all()
     names = {int(row.get_attribute("row-index") or 0): row.locator("a").first.inner_text() for row in rows}
     columns = {

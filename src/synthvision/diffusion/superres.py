@@ -161,7 +161,7 @@ class SuperRes(LightningModule):
         noise = torch.randn(small.shape, generator=generator)
         return objective.add_noise(small.to(self.device), noise.to(self.device), level, self.levels)
 
-    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:  # noqa: ARG002
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:  # noqa: ARG002 (Lightning's name)
         """Bound the gradient's norm. Lightning's own way refuses fused optimisers in bf16."""
         self.log("train/gradient_norm", nn.utils.clip_grad_norm_(self.unet.parameters(), CLIP_NORM))
 

@@ -30,6 +30,7 @@ from requests import HTTPError
 from synthvision.tracking.config import (
     KEY_TAG,
     NOTE_TAG,
+    OF_SWEEP,
     OFFLINE,
     PARENT,
     VALIDATED_ON,
@@ -99,8 +100,8 @@ class Delivery:
         found = self._find(key, [experiment]) if entry.get("again") else None
         if found is None:
             tags = {**entry["tags"], KEY_TAG: key}
-            if PARENT in tags:
-                tags[PARENT] = self._id(tags[PARENT])
+            for tag in {PARENT, OF_SWEEP} & set(tags):  # runs that may have begun while the store was away
+                tags[tag] = self._id(tags[tag])
             made = self._client.create_run(experiment, entry["time"], tags, entry["name"])
             found = str(made.info.run_id)
         self._ids[key] = found
